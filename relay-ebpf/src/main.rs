@@ -1,0 +1,2 @@
+//! Evenwire's XDP program.
+fn main() {}

@@ -1,0 +1,2 @@
+//! Evenwire developer commands.
+fn main(){}
