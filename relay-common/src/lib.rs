@@ -2,4 +2,7 @@
 //! packet parsing and classification, and the layout of the eBPF maps. `no_std`, no dependencies, no allocation.
 #![no_std]
 
+pub mod abi;
+pub mod classify;
+pub mod cursor;
 pub mod wire;

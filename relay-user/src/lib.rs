@@ -1,1 +1,20 @@
-//! 
+//! The Evenwire relay and client as a library. Data runs one way:
+//!
+//! ```text
+//! port -> engine (open link, replay, hop layer, queue) -> slot comes due (seal) -> port
+//!                 \-> edge (unpack) -> TUN        TUN -> edge (pack) -/
+//! ```
+//!
+//! `control` sets links and circuits up and tells the worker over bounded queues; nothing else crosses.
+
+pub mod cli;
+pub mod config;
+pub mod control;
+pub mod crypto;
+pub mod edge;
+pub mod engine;
+pub mod neighbour;
+pub mod port;
+pub mod steering;
+pub mod worker;
+pub mod xsk;

@@ -1,2 +1,8 @@
-//! Evenwire developer commands.
-fn main(){}
+//! Evenwire's developer commands.
+
+mod ci;
+mod ebpf;
+mod run;
+mod test;
+
+fn main() {}
