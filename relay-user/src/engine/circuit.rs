@@ -1,0 +1,320 @@
+//! Circuits as one node holds them: whose layers it peels and adds, and the cells that wait for a slot.
+
+use super::replay::CircuitWindow;
+use crate::crypto::hop::HopKeys;
+use crate::xsk::Frame;
+use relay_common::wire::{
+    BODY_LEN, DATA_LEN, HopCommand, LAYER_FIELDS_LEN, LayerFields, MAX_HOPS, layer_inner_len, layer_len,
+};
+use std::collections::VecDeque;
+
+/// Cells that may wait on one side of a circuit.
+pub const QUEUE_CELLS: usize = 64;
+/// Answers that an exit may owe a circuit under circuit cover.
+const MAX_OWED: u32 = 64;
+/// How far a peer may move a circuit's numbers ahead over its whole life.
+const MAX_SEQ_ADVANCE: u64 = 1 << 40;
+
+/// One side of a circuit: the link, and the circuit's name on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Side {
+    /// Link number.
+    pub link: u32,
+    /// The circuit's name on that link, never zero.
+    pub circ_id: u32,
+}
+
+/// Which way a cell goes.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// Towards the client.
+    Back = 0,
+    /// Towards the exit.
+    Ahead = 1,
+}
+
+/// Why a layered cell could not be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LayerError {
+    Replayed,
+    Unauthentic,
+    Protocol,
+}
+
+/// A circuit that a relay carries or ends.
+#[derive(Debug)]
+pub(super) struct Carried {
+    depth: usize,
+    keys: HopKeys,
+    forward_window: CircuitWindow,
+    backward_window: CircuitWindow,
+    backward_floor: u64,
+    backward_seq: u64,
+    /// Cells this exit still has to send so that it sends as many as it gets.
+    pub(super) owed: u32,
+    pub(super) received: u32,
+}
+
+impl Carried {
+    /// `depth` 0 is the entry; `seq` is the number that CREATE came with: this relay's own cells count from it.
+    pub(super) fn new(depth: usize, keys: HopKeys, seq: u64) -> Self {
+        Self {
+            depth,
+            keys,
+            forward_window: CircuitWindow::starting_at(0),
+            backward_window: CircuitWindow::starting_at(0),
+            backward_floor: 0,
+            backward_seq: seq,
+            owed: 0,
+            received: 0,
+        }
+    }
+
+    /// The number that CREATE to the next relay carries, so that numbers on the way back stay in one row. One number
+    /// before it stays this relay's own, for its answer to EXTEND.
+    pub(super) fn extend_seq(&mut self) -> u64 {
+        let floor = self.backward_seq.wrapping_add(1).wrapping_sub(self.keys.backward_offset);
+        self.backward_floor = floor;
+        floor
+    }
+
+    /// Opens this relay's layer of a cell on its way to the exit.
+    pub(super) fn open_forward(
+        &mut self,
+        seq: u64,
+        body: &mut [u8; BODY_LEN],
+    ) -> Result<LayerFields, LayerError> {
+        if !self.forward_window.is_new(seq) {
+            return Err(LayerError::Replayed);
+        }
+        let layer = &mut body[..layer_len(self.depth)];
+        self.keys.forward.open_layer(seq, layer).map_err(|_| LayerError::Unauthentic)?;
+        self.forward_window.accept(seq);
+        self.received = self.received.wrapping_add(1);
+        Ok(fields_at(body, self.depth))
+    }
+
+    /// The number of a forwarded cell on the next link; clears what is left of this layer.
+    pub(super) fn pass_forward(&self, seq: u64, body: &mut [u8; BODY_LEN]) -> u64 {
+        body[layer_inner_len(self.depth)..].fill(0);
+        seq.wrapping_add(self.keys.forward_offset)
+    }
+
+    /// Adds this relay's layer to a cell on its way to the client; returns its number on the next link.
+    pub(super) fn pass_backward(&mut self, seq: u64, body: &mut [u8; BODY_LEN]) -> Result<u64, LayerError> {
+        // Relative to the floor, numbers never wrap. A number below it would repeat one of this relay's own.
+        let relative = seq.wrapping_sub(self.backward_floor);
+        if relative > MAX_SEQ_ADVANCE || !self.backward_window.accept(relative) {
+            return Err(LayerError::Replayed);
+        }
+        let out = seq.wrapping_add(self.keys.backward_offset);
+        self.seal_backward(out, HopCommand::Forward, 0, u16::try_from(layer_len(self.depth + 1)).unwrap_or(0), body);
+        Ok(out)
+    }
+
+    /// Seals a cell of this relay's own towards the client; returns its number.
+    pub(super) fn own_backward(&mut self, command: HopCommand, length: u16, body: &mut [u8; BODY_LEN]) -> u64 {
+        let seq = self.backward_seq;
+        self.backward_seq = seq.wrapping_add(1);
+        self.seal_backward(seq, command, 0, length, body);
+        seq
+    }
+
+    fn seal_backward(
+        &self,
+        seq: u64,
+        command: HopCommand,
+        flags: u8,
+        length: u16,
+        body: &mut [u8; BODY_LEN],
+    ) {
+        put_fields(body, self.depth, LayerFields { command: command as u8, flags, length });
+        self.keys.backward.seal_layer(seq, &mut body[..layer_len(self.depth)]);
+        body[layer_len(self.depth)..].fill(0);
+    }
+
+    pub(super) fn owe(&mut self) {
+        self.owed = (self.owed + 1).min(MAX_OWED);
+    }
+
+    pub(super) const fn depth(&self) -> usize {
+        self.depth
+    }
+}
+
+/// A circuit that begins here: the client's end.
+#[derive(Debug)]
+pub(super) struct Origin {
+    hops: [Option<HopKeys>; MAX_HOPS],
+    seq: u64,
+    backward_window: CircuitWindow,
+    backward_floor: u64,
+    pub(super) received: u32,
+    /// All hops are there and slots may be filled.
+    pub(super) open: bool,
+    /// Fill every free slot with a cell of this circuit.
+    pub(super) cover: bool,
+}
+
+impl Origin {
+    /// `seq` is the number that CREATE was sent with: both directions count from it.
+    pub(super) fn new(seq: u64, cover: bool) -> Self {
+        Self {
+            hops: [None, None, None],
+            seq: seq.wrapping_add(1),
+            backward_window: CircuitWindow::starting_at(0),
+            backward_floor: seq,
+            received: 0,
+            open: false,
+            cover,
+        }
+    }
+
+    /// Adds the next hop's keys; false when the circuit is at its full length.
+    pub(super) fn add_hop(&mut self, keys: HopKeys) -> bool {
+        match self.hops.iter_mut().find(|hop| hop.is_none()) {
+            Some(free) => {
+                *free = Some(keys);
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn depth(&self) -> usize {
+        self.hops.iter().flatten().count()
+    }
+
+    /// Seals `body` for the last hop with these fields and wraps it for every hop before; returns its number.
+    pub(super) fn seal(&mut self, fields: LayerFields, body: &mut [u8; BODY_LEN]) -> u64 {
+        let seq = self.seq;
+        self.seq = seq.wrapping_add(1);
+        let depth = self.depth();
+        let mut numbers = [seq; MAX_HOPS];
+        for hop in 1..depth {
+            let offset = self.hops[hop - 1].as_ref().map_or(0, |keys| keys.forward_offset);
+            numbers[hop] = numbers[hop - 1].wrapping_add(offset);
+        }
+        for (hop, keys) in self.hops.iter().enumerate().rev() {
+            let Some(keys) = keys else { continue };
+            let own = if hop + 1 == depth {
+                fields
+            } else {
+                let length = u16::try_from(layer_len(hop + 1)).unwrap_or(0);
+                LayerFields { command: HopCommand::Forward as u8, flags: 0, length }
+            };
+            put_fields(body, hop, own);
+            keys.forward.seal_layer(numbers[hop], &mut body[..layer_len(hop)]);
+        }
+        seq
+    }
+
+    /// Opens an arrived cell down to the hop that made it: that hop's depth and fields.
+    pub(super) fn open(
+        &mut self,
+        seq: u64,
+        body: &mut [u8; BODY_LEN],
+    ) -> Result<(usize, LayerFields), LayerError> {
+        let relative = seq.wrapping_sub(self.backward_floor);
+        if relative > MAX_SEQ_ADVANCE || !self.backward_window.is_new(relative) {
+            return Err(LayerError::Replayed);
+        }
+        let mut number = seq;
+        for (depth, keys) in self.hops.iter().flatten().enumerate() {
+            keys.backward
+                .open_layer(number, &mut body[..layer_len(depth)])
+                .map_err(|_| LayerError::Unauthentic)?;
+            if depth == 0 {
+                self.backward_window.accept(relative);
+            }
+            let fields = fields_at(body, depth);
+            if HopCommand::from_byte(fields.command) != Some(HopCommand::Forward) {
+                self.received = self.received.wrapping_add(1);
+                return Ok((depth, fields));
+            }
+            number = number.wrapping_sub(keys.backward_offset);
+        }
+        Err(LayerError::Protocol)
+    }
+}
+
+/// What a circuit is to this node.
+#[derive(Debug)]
+pub(super) enum Role {
+    Carried(Carried),
+    Origin(Origin),
+}
+
+/// One circuit.
+#[derive(Debug)]
+pub(super) struct Circuit {
+    pub(super) back: Option<Side>,
+    pub(super) ahead: Option<Side>,
+    pub(super) role: Role,
+    queues: [VecDeque<Frame>; 2],
+    queued: [bool; 2],
+}
+
+impl Circuit {
+    pub(super) fn new(back: Option<Side>, ahead: Option<Side>, role: Role) -> Self {
+        Self {
+            back,
+            ahead,
+            role,
+            queues: [VecDeque::with_capacity(QUEUE_CELLS), VecDeque::with_capacity(QUEUE_CELLS)],
+            queued: [false; 2],
+        }
+    }
+
+    pub(super) const fn side(&self, direction: Direction) -> Option<Side> {
+        match direction {
+            Direction::Back => self.back,
+            Direction::Ahead => self.ahead,
+        }
+    }
+
+    /// Queues a cell; gives it back when the queue is full.
+    pub(super) fn push(&mut self, direction: Direction, frame: Frame) -> Result<(), Frame> {
+        let queue = &mut self.queues[direction as usize];
+        if queue.len() >= QUEUE_CELLS {
+            return Err(frame);
+        }
+        queue.push_back(frame);
+        Ok(())
+    }
+
+    pub(super) fn pop(&mut self, direction: Direction) -> Option<Frame> {
+        self.queues[direction as usize].pop_front()
+    }
+
+    pub(super) fn has_cells(&self, direction: Direction) -> bool {
+        !self.queues[direction as usize].is_empty()
+    }
+
+    /// Marks this side as standing in its link's turn; false when it already does.
+    pub(super) fn enter_turn(&mut self, direction: Direction) -> bool {
+        !std::mem::replace(&mut self.queued[direction as usize], true)
+    }
+
+    pub(super) fn leave_turn(&mut self, direction: Direction) {
+        self.queued[direction as usize] = false;
+    }
+}
+
+/// Splits an end-to-end body into its data and leaves the count of received cells.
+pub(super) fn data_of(body: &[u8; BODY_LEN]) -> Option<&[u8; DATA_LEN]> {
+    body.first_chunk()
+}
+
+fn fields_at(body: &[u8; BODY_LEN], depth: usize) -> LayerFields {
+    let at = layer_inner_len(depth);
+    let mut bytes = [0; LAYER_FIELDS_LEN];
+    bytes.copy_from_slice(&body[at..at + LAYER_FIELDS_LEN]);
+    LayerFields::decode(bytes)
+}
+
+fn put_fields(body: &mut [u8; BODY_LEN], depth: usize, fields: LayerFields) {
+    let at = layer_inner_len(depth);
+    body[at..at + LAYER_FIELDS_LEN].copy_from_slice(&fields.encode());
+}

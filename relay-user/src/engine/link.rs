@@ -1,0 +1,126 @@
+//! A link as the worker holds it: its sessions, its slots, and what waits for them.
+
+use super::replay::LinkWindow;
+use super::schedule::Schedule;
+use super::time::Nanos;
+use crate::crypto::link::LinkKeys;
+use crate::xsk::Frame;
+use relay_common::wire::{DestroyReason, LinkHeader};
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+
+/// Cells that may be sealed under one key (protocol: hard stop at 2^28).
+pub const SESSION_CELLS: u64 = 1 << 28;
+/// Life of a session's keys (protocol: hard stop at 180 s).
+pub const SESSION_LIFE: Nanos = Nanos(180 * Nanos::SECOND.0);
+/// Control cells (handshakes of circuits, rekeys, closings) that may wait on one link.
+pub const CONTROL_CELLS: usize = 64;
+/// Sealed cells of missed slots that are kept for the next ones.
+const HELD_CELLS: usize = 8;
+
+/// The keys and numbers of one session of a link, made by the control plane.
+#[derive(Debug)]
+pub struct Session {
+    /// Link number.
+    pub link: u32,
+    /// Names this session in arriving cells.
+    pub receive_index: u32,
+    /// Names this session in the peer's eyes.
+    pub send_index: u32,
+    /// Keys of both directions.
+    pub keys: LinkKeys,
+    /// Where the peer sends from.
+    pub source: SocketAddr,
+    /// When the handshake ended.
+    pub born: Nanos,
+    /// Cells sealed so far; the next cell's counter.
+    pub send_counter: u64,
+    /// Counters received.
+    pub window: LinkWindow,
+}
+
+impl Session {
+    /// A session that nothing has used yet.
+    pub fn new(
+        link: u32,
+        receive_index: u32,
+        send_index: u32,
+        keys: LinkKeys,
+        source: SocketAddr,
+        born: Nanos,
+    ) -> Self {
+        Self {
+            link,
+            receive_index,
+            send_index,
+            keys,
+            source,
+            born,
+            send_counter: 0,
+            window: LinkWindow::starting_at(0),
+        }
+    }
+
+    /// Whether the keys are past their time or count.
+    pub fn is_expired(&self, now: Nanos) -> bool {
+        self.send_counter >= SESSION_CELLS || now.since(self.born) >= SESSION_LIFE
+    }
+
+    /// Seals the cell whose circuit header and body stand ready in `cell`.
+    pub fn seal(&mut self, cell: &mut [u8; relay_common::wire::CELL_LEN]) {
+        let header = LinkHeader { receiver_index: self.send_index, counter: self.send_counter };
+        self.send_counter += 1;
+        cell[..relay_common::wire::LINK_HEADER_LEN].copy_from_slice(&header.encode());
+        self.keys.send.seal_cell(cell);
+    }
+}
+
+/// A cell that goes ahead of all circuits.
+#[derive(Debug)]
+pub(super) enum ControlCell {
+    /// Circuit header and body stand in the frame.
+    Ready(Frame),
+    /// Made when its slot comes: needs no frame while it waits.
+    Destroy { circ_id: u32, reason: DestroyReason },
+}
+
+/// One link: who may send, when, and what.
+#[derive(Debug)]
+pub(super) struct Link {
+    pub(super) schedule: Schedule,
+    /// Receive index of the session that seals.
+    pub(super) sender: Option<u32>,
+    pub(super) last_received: Nanos,
+    /// Told the control plane that the peer is silent.
+    pub(super) reported_silent: bool,
+    pub(super) control: VecDeque<ControlCell>,
+    pub(super) held: VecDeque<Frame>,
+    /// Circuit sides with cells to send, each at most once, in turn.
+    pub(super) ready: VecDeque<u32>,
+    /// Circuits that begin here and fill every slot left over, in turn.
+    pub(super) origins: VecDeque<u32>,
+}
+
+impl Link {
+    pub(super) fn new(schedule: Schedule, now: Nanos, max_circuits: usize) -> Self {
+        Self {
+            schedule,
+            sender: None,
+            last_received: now,
+            reported_silent: false,
+            control: VecDeque::with_capacity(CONTROL_CELLS),
+            held: VecDeque::with_capacity(HELD_CELLS),
+            ready: VecDeque::with_capacity(2 * max_circuits),
+            origins: VecDeque::with_capacity(16),
+        }
+    }
+
+    /// Keeps a sealed cell for the next slot. Gives it back when there are too many.
+    pub(super) fn hold(&mut self, frame: Frame) -> Result<(), Frame> {
+        if self.held.len() >= HELD_CELLS {
+            return Err(frame);
+        }
+        self.held.push_back(frame);
+        Ok(())
+    }
+}

@@ -1,0 +1,200 @@
+//! What passes between the control plane and a worker's engine, over bounded queues.
+
+use super::circuit::Side;
+use super::link::Session;
+use super::schedule::Schedule;
+use crate::crypto::hop::HopKeys;
+use crate::xsk::Frame;
+use relay_common::wire::{Command as CellCommand, DestroyReason, HopCommand};
+
+/// From the control plane to the engine. A frame's bytes from `BODY_OFFSET` on hold the body to send.
+#[derive(Debug)]
+pub enum Command {
+    /// Prepares link `link`; it stays silent until a session may send.
+    AddLink {
+        /// Link number, below the engine's capacity.
+        link: u32,
+        /// Its slots.
+        schedule: Box<Schedule>,
+    },
+    /// Adds a session to a link. `send_now` is the initiator's side: it is sure of the peer. The other side sends
+    /// once the peer's first cell confirms the keys.
+    InstallSession {
+        /// The session; its link must exist.
+        session: Box<Session>,
+        /// Seal with it from the next slot on.
+        send_now: bool,
+    },
+    /// Forgets a session that was replaced.
+    RemoveSession {
+        /// Its receive index.
+        receive_index: u32,
+    },
+    /// Takes a link down: its sessions go, its circuits close, the far ends are told.
+    RemoveLink {
+        /// Link number.
+        link: u32,
+    },
+    /// Sends a cell with a clear body (rekey, CREATE, CREATED) over a link.
+    SendCell {
+        /// Link number.
+        link: u32,
+        /// Circuit name on that link, zero for the link itself.
+        circ_id: u32,
+        /// The cell's command.
+        command: CellCommand,
+        /// The number in the circuit header; CREATE carries where numbering starts.
+        hop_seq: u64,
+        /// Holds the body.
+        frame: Frame,
+    },
+    /// Starts to carry a circuit whose CREATE came over `back`.
+    AddCarried {
+        /// Circuit number, below the engine's capacity, unused.
+        circuit: u32,
+        /// The side towards the client.
+        back: Side,
+        /// 0 for the entry.
+        depth: usize,
+        /// This relay's keys.
+        keys: Box<HopKeys>,
+        /// The number that CREATE came with.
+        seq: u64,
+    },
+    /// Sends CREATE for a carried circuit to its next relay.
+    Extend {
+        /// Circuit number.
+        circuit: u32,
+        /// The side towards the exit.
+        ahead: Side,
+        /// Holds the CREATE body.
+        frame: Frame,
+    },
+    /// Answers EXTEND towards the client in this relay's own layer.
+    Answer {
+        /// Circuit number.
+        circuit: u32,
+        /// EXTENDED or REFUSED.
+        command: HopCommand,
+        /// Bytes of the body in use.
+        length: u16,
+        /// Holds the body.
+        frame: Frame,
+    },
+    /// Starts a circuit of this client; its CREATE went out with number `seq`.
+    AddOrigin {
+        /// Circuit number, below the engine's capacity, unused.
+        circuit: u32,
+        /// The side towards the exit.
+        ahead: Side,
+        /// The entry's keys.
+        keys: Box<HopKeys>,
+        /// The number that CREATE was sent with.
+        seq: u64,
+        /// Fill every free slot.
+        cover: bool,
+    },
+    /// Sends EXTEND to the last hop of a circuit of this client.
+    SendExtend {
+        /// Circuit number.
+        circuit: u32,
+        /// Bytes of the body in use.
+        length: u16,
+        /// Holds relay id and handshake message.
+        frame: Frame,
+    },
+    /// Adds the next hop of a circuit of this client; `open` lets data flow.
+    AddHop {
+        /// Circuit number.
+        circuit: u32,
+        /// The new hop's keys.
+        keys: Box<HopKeys>,
+        /// This was the last hop.
+        open: bool,
+    },
+    /// Closes a circuit and tells both neighbours.
+    CloseCircuit {
+        /// Circuit number.
+        circuit: u32,
+        /// Why.
+        reason: DestroyReason,
+    },
+}
+
+/// From the engine to the control plane. A frame's bytes from `BODY_OFFSET` on hold the opened body.
+#[derive(Debug)]
+pub enum Event {
+    /// The first authenticated cell of a session: the peer holds its keys.
+    SessionConfirmed {
+        /// Link number.
+        link: u32,
+        /// The session's receive index.
+        receive_index: u32,
+    },
+    /// Nothing authenticated came over a link for longer than the limit.
+    LinkSilent {
+        /// Link number.
+        link: u32,
+    },
+    /// A rekey message of a link.
+    LinkControl {
+        /// Link number.
+        link: u32,
+        /// REKEY_INIT or REKEY_RESP.
+        command: CellCommand,
+        /// Holds the body.
+        frame: Frame,
+    },
+    /// A peer wants a circuit.
+    Create {
+        /// Where it came from and its name there.
+        back: Side,
+        /// Where its numbering starts.
+        seq: u64,
+        /// Holds the body.
+        frame: Frame,
+    },
+    /// A peer answered CREATE.
+    Created {
+        /// Where it came from and its name there.
+        ahead: Side,
+        /// Holds the body.
+        frame: Frame,
+    },
+    /// A client asks this relay to extend its circuit.
+    Extend {
+        /// Circuit number.
+        circuit: u32,
+        /// Bytes of the body in use.
+        length: u16,
+        /// Holds the body.
+        frame: Frame,
+    },
+    /// A relay answered EXTEND of a circuit of this client.
+    Extended {
+        /// Circuit number.
+        circuit: u32,
+        /// The relay that answered; 0 is the entry.
+        depth: usize,
+        /// EXTENDED or REFUSED.
+        command: HopCommand,
+        /// Bytes of the body in use.
+        length: u16,
+        /// Holds the body.
+        frame: Frame,
+    },
+    /// A circuit is gone; its number may be used again.
+    CircuitClosed {
+        /// Circuit number.
+        circuit: u32,
+        /// Why.
+        reason: DestroyReason,
+    },
+    /// DESTROY for a circuit that had no answer to CREATE yet.
+    CreateRefused {
+        /// Where it came from and its name there.
+        ahead: Side,
+        /// Why.
+        reason: DestroyReason,
+    },
+}

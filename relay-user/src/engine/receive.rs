@@ -1,0 +1,199 @@
+//! What happens to a cell between the port and an out-link's queue.
+
+use super::circuit::{Direction, LayerError, Role, Side, data_of};
+use super::time::Nanos;
+use super::{DropReason, Edge, Engine, Event, body_mut, put_header, relay_header};
+use crate::xsk::Frame;
+use relay_common::wire::{
+    BODY_OFFSET, CIRCUIT_HEADER_LEN, CircuitHeader, Command, DestroyReason, FLAG_CIRCUIT_COVER, HopCommand,
+    LINK_HEADER_LEN, LayerFields, LinkHeader,
+};
+use std::net::SocketAddr;
+
+impl Engine {
+    /// Takes one datagram that the port received from `source`. Consumes the frame.
+    pub fn receive(&mut self, mut frame: Frame, source: SocketAddr, edge: &mut impl Edge, now: Nanos) {
+        match self.open(&mut frame, source, now) {
+            Ok((link, header)) => self.dispatch(link, header, frame, edge, now),
+            Err(reason) => self.counters.drop(reason),
+        }
+    }
+
+    /// Opens the link layer; the frame then holds the cell's plaintext.
+    fn open(
+        &mut self,
+        frame: &mut Frame,
+        source: SocketAddr,
+        now: Nanos,
+    ) -> Result<(u32, CircuitHeader), DropReason> {
+        let cell = frame.cell_mut().ok_or(DropReason::BadHeader)?;
+        let header = cell.first_chunk::<LINK_HEADER_LEN>().ok_or(DropReason::BadHeader)?;
+        let header = LinkHeader::decode(header).ok_or(DropReason::BadHeader)?;
+        let session = self.sessions.get_mut(&header.receiver_index).ok_or(DropReason::UnknownSession)?;
+        if session.source != source {
+            return Err(DropReason::WrongSource);
+        }
+        if session.is_expired(now) {
+            return Err(DropReason::Expired);
+        }
+        session.keys.receive.open_cell(cell).map_err(|_| DropReason::Unauthentic)?;
+        if !session.window.accept(header.counter) {
+            return Err(DropReason::Replayed);
+        }
+        let (number, born) = (session.link, session.born);
+        self.counters.received += 1;
+        let circuit_header = cell[LINK_HEADER_LEN..]
+            .first_chunk::<CIRCUIT_HEADER_LEN>()
+            .and_then(CircuitHeader::decode)
+            .ok_or(DropReason::BadCircuitHeader)?;
+        self.note_arrival(number, header.receiver_index, born, now);
+        Ok((number, circuit_header))
+    }
+
+    /// The link lives; a cell under newer keys than those in use confirms them.
+    fn note_arrival(&mut self, number: u32, index: u32, born: Nanos, now: Nanos) {
+        let Some(Some(link)) = self.links.get_mut(number as usize) else { return };
+        link.last_received = now;
+        link.reported_silent = false;
+        if link.sender == Some(index) {
+            return;
+        }
+        let newer = link.sender.and_then(|sender| self.sessions.get(&sender)).is_none_or(|old| old.born < born);
+        if newer {
+            self.send_with(number, index, now);
+            self.raise(Event::SessionConfirmed { link: number, receive_index: index });
+        }
+    }
+
+    fn dispatch(&mut self, link: u32, header: CircuitHeader, frame: Frame, edge: &mut impl Edge, now: Nanos) {
+        let side = Side { link, circ_id: header.circ_id };
+        let command = Command::from_byte(header.command);
+        if header.circ_id == 0 {
+            match command {
+                Some(Command::Cover) => {}
+                Some(command @ (Command::RekeyInit | Command::RekeyResp)) => {
+                    self.raise(Event::LinkControl { link, command, frame });
+                }
+                _ => self.counters.drop(DropReason::UnknownCommand),
+            }
+            return;
+        }
+        match (command, self.names.get(&side).copied()) {
+            (Some(Command::Relay), Some((circuit, from))) => {
+                self.relay(circuit, from, header, frame, edge, now);
+            }
+            (Some(Command::Create), None) => {
+                self.raise(Event::Create { back: side, seq: header.hop_seq, frame });
+            }
+            (Some(Command::Created), _) => self.raise(Event::Created { ahead: side, frame }),
+            (Some(Command::Destroy), known) => {
+                let reason = DestroyReason::from_byte(frame.data().get(BODY_OFFSET).copied().unwrap_or(0));
+                match known {
+                    Some((circuit, from)) => self.close_circuit(circuit, reason, Some(from), edge, now),
+                    None => self.raise(Event::CreateRefused { ahead: side, reason }),
+                }
+            }
+            (_, Some((circuit, _))) => {
+                self.counters.drop(DropReason::UnknownCommand);
+                self.close_circuit(circuit, DestroyReason::Protocol, None, edge, now);
+            }
+            (Some(_), None) => self.counters.drop(DropReason::UnknownCircuit),
+            (None, None) => self.counters.drop(DropReason::UnknownCommand),
+        }
+    }
+
+    fn relay(
+        &mut self,
+        number: u32,
+        from: Direction,
+        header: CircuitHeader,
+        mut frame: Frame,
+        edge: &mut impl Edge,
+        now: Nanos,
+    ) {
+        let Some(Some(circuit)) = self.circuits.get_mut(number as usize) else { return };
+        let Some(body) = body_mut(&mut frame) else { return };
+        let result = match (&mut circuit.role, from) {
+            (Role::Carried(carried), Direction::Back) => {
+                carried.open_forward(header.hop_seq, body).and_then(|fields| {
+                    match (HopCommand::from_byte(fields.command), circuit.ahead) {
+                        (Some(HopCommand::Forward), Some(ahead)) => {
+                            let seq = carried.pass_forward(header.hop_seq, body);
+                            Ok(Step::Queue(Direction::Ahead, ahead, seq))
+                        }
+                        (Some(HopCommand::Extend), _) if carried.depth() + 1 < relay_common::wire::MAX_HOPS => {
+                            Ok(Step::Extend(fields.length))
+                        }
+                        (Some(HopCommand::Data), None) if self.limits.exit => Ok(Step::Deliver(fields)),
+                        _ => Err(LayerError::Protocol),
+                    }
+                })
+            }
+            (Role::Carried(carried), Direction::Ahead) => match circuit.back {
+                Some(back) => carried
+                    .pass_backward(header.hop_seq, body)
+                    .map(|seq| Step::Queue(Direction::Back, back, seq)),
+                None => Err(LayerError::Protocol),
+            },
+            (Role::Origin(origin), _) => origin.open(header.hop_seq, body).and_then(|(depth, fields)| {
+                match HopCommand::from_byte(fields.command) {
+                    Some(HopCommand::Data) => Ok(Step::Deliver(fields)),
+                    Some(command @ (HopCommand::Extended | HopCommand::Refused)) => {
+                        Ok(Step::Extended(depth, command, fields.length))
+                    }
+                    _ => Err(LayerError::Protocol),
+                }
+            }),
+        };
+        match result {
+            Ok(Step::Queue(direction, side, seq)) => {
+                put_header(&mut frame, relay_header(side.circ_id, seq));
+                if circuit.push(direction, frame).is_err() {
+                    self.counters.drop(DropReason::QueueFull);
+                } else {
+                    self.enter_turn(number, direction);
+                }
+            }
+            Ok(Step::Deliver(fields)) => self.deliver(number, header.hop_seq, fields, frame, edge, now),
+            Ok(Step::Extend(length)) => self.raise(Event::Extend { circuit: number, length, frame }),
+            Ok(Step::Extended(depth, command, length)) => {
+                self.raise(Event::Extended { circuit: number, depth, command, length, frame });
+            }
+            Err(LayerError::Replayed) => self.counters.drop(DropReason::HopReplayed),
+            Err(LayerError::Unauthentic) => self.counters.drop(DropReason::HopUnauthentic),
+            Err(LayerError::Protocol) => {
+                self.counters.drop(DropReason::UnknownCommand);
+                self.close_circuit(number, DestroyReason::Protocol, None, edge, now);
+            }
+        }
+    }
+
+    fn deliver(
+        &mut self,
+        number: u32,
+        seq: u64,
+        fields: LayerFields,
+        mut frame: Frame,
+        edge: &mut impl Edge,
+        now: Nanos,
+    ) {
+        if let Some(data) = body_mut(&mut frame).as_deref().and_then(data_of) {
+            edge.deliver(number, seq, data, fields.length, now);
+        }
+        let Some(Some(circuit)) = self.circuits.get_mut(number as usize) else { return };
+        if let Role::Carried(carried) = &mut circuit.role {
+            if fields.flags & FLAG_CIRCUIT_COVER != 0 {
+                carried.owe();
+            }
+            self.enter_turn(number, Direction::Back);
+        }
+    }
+}
+
+/// What a layered cell turned out to ask for.
+enum Step {
+    Queue(Direction, Side, u64),
+    Deliver(LayerFields),
+    Extend(u16),
+    Extended(usize, HopCommand, u16),
+}

@@ -1,0 +1,239 @@
+//! Slots: what is sealed for them ahead of time, and what leaves at them.
+
+use super::circuit::{Direction, Role};
+use super::link::{ControlCell, Link};
+use super::time::Nanos;
+use super::{DropReason, Due, Edge, Engine, Event, body_mut, put_header, relay_header, take_cell};
+use crate::xsk::{Frame, FramePool};
+use relay_common::wire::{
+    BODY_LEN, CircuitHeader, Command, DATA_LEN, FLAG_CIRCUIT_COVER, HopCommand, LayerFields, RX_COUNT_LEN,
+};
+
+/// A slot this late is left empty, or half a period where that is longer.
+const TOLERANCE: Nanos = Nanos(200_000);
+/// Cells that leave in one turn, at most.
+const EMIT_BATCH: usize = 64;
+
+impl Engine {
+    /// When [`Engine::stage`] or [`Engine::emit`] next has something to do.
+    pub fn next_deadline(&self) -> Option<Nanos> {
+        let due = self.due.front().map(|due| due.deadline);
+        let staging = self.wheel.next_deadline();
+        due.into_iter().chain(staging).min()
+    }
+
+    /// When the next sealed cell leaves.
+    pub fn next_slot(&self) -> Option<Nanos> {
+        self.due.front().map(|due| due.deadline)
+    }
+
+    /// Hands every cell whose slot has come to `out`, which gives it back where it cannot take it. Returns how many
+    /// were handed over.
+    pub fn emit(&mut self, now: Nanos, mut out: impl FnMut(u32, Frame) -> Result<(), Frame>) -> usize {
+        let mut sent = 0;
+        while sent < EMIT_BATCH
+            && let Some(due) = self.due.pop_front_if(|due| due.deadline <= now)
+        {
+            let Some(Some(link)) = self.links.get_mut(due.link as usize) else { continue };
+            if now.since(due.deadline) > tolerance(link) {
+                self.counters.missed_slots += 1;
+                // Sealed already: its counter is spent on this cell, so this cell goes at a later slot.
+                if link.hold(due.frame).is_err() {
+                    self.counters.drop(DropReason::QueueFull);
+                }
+                continue;
+            }
+            match out(due.link, due.frame) {
+                Ok(()) => self.counters.sent += 1,
+                Err(_) => self.counters.drop(DropReason::PortRefused),
+            }
+            sent += 1;
+        }
+        sent
+    }
+
+    /// Chooses and seals the cells of the slots that come due within the lead. Returns how many.
+    pub fn stage(&mut self, now: Nanos, pool: &mut FramePool, edge: &mut impl Edge) -> usize {
+        let mut staged = 0;
+        while staged < EMIT_BATCH
+            && let Some(number) = self.wheel.pop(now)
+        {
+            self.filed[number as usize] = false;
+            self.stage_slot(number, now, pool, edge);
+            staged += 1;
+        }
+        staged
+    }
+
+    fn stage_slot(&mut self, number: u32, now: Nanos, pool: &mut FramePool, edge: &mut impl Edge) {
+        let lead = self.limits.lead;
+        let Some(Some(link)) = self.links.get_mut(number as usize) else { return };
+        let Some(index) = link.sender else { return };
+        let silent = now.since(link.last_received) > self.limits.silence;
+        let report = silent && !std::mem::replace(&mut link.reported_silent, silent);
+        while now.since(link.schedule.deadline()) > tolerance(link) {
+            self.counters.missed_slots += 1;
+            link.schedule.advance();
+        }
+        let deadline = link.schedule.deadline();
+        if deadline.since(now) > lead + Nanos::MILLISECOND {
+            // Beyond the wheel's reach when it was filed.
+            self.file(number, deadline);
+            return;
+        }
+        link.schedule.advance();
+        let next = link.schedule.deadline();
+        self.file(number, next);
+        if let Some(frame) = self.sealed_cell(number, index, now, pool, edge) {
+            // Slots of one link may come close together but never out of order; across links the order is the
+            // wheel's, exact to a tick.
+            let at = self.due.partition_point(|due| due.deadline <= deadline);
+            self.due.insert(at, Due { deadline, link: number, frame });
+        }
+        if report {
+            self.raise(Event::LinkSilent { link: number });
+        }
+    }
+
+    fn file(&mut self, number: u32, deadline: Nanos) {
+        self.filed[number as usize] = true;
+        self.wheel.insert(number, Nanos(deadline.0.saturating_sub(self.limits.lead.0)));
+    }
+
+    fn sealed_cell(
+        &mut self,
+        number: u32,
+        index: u32,
+        now: Nanos,
+        pool: &mut FramePool,
+        edge: &mut impl Edge,
+    ) -> Option<Frame> {
+        let link = self.links.get_mut(number as usize)?.as_mut()?;
+        if let Some(held) = link.held.pop_front() {
+            return Some(held);
+        }
+        if self.sessions.get(&index).is_none_or(|session| session.is_expired(now)) {
+            self.counters.drop(DropReason::Expired);
+            return None;
+        }
+        let mut frame = match self.next_cell(number, now, pool, edge) {
+            Some(frame) => frame,
+            None => take_cell(pool, &mut self.counters)?,
+        };
+        let session = self.sessions.get_mut(&index)?;
+        session.seal(frame.cell_mut()?);
+        Some(frame)
+    }
+
+    /// The payload for one slot: control, then the circuits in turn, then cells of circuits that begin here.
+    fn next_cell(
+        &mut self,
+        number: u32,
+        now: Nanos,
+        pool: &mut FramePool,
+        edge: &mut impl Edge,
+    ) -> Option<Frame> {
+        let link = self.links.get_mut(number as usize)?.as_mut()?;
+        match link.control.pop_front() {
+            Some(ControlCell::Ready(frame)) => return Some(frame),
+            Some(ControlCell::Destroy { circ_id, reason }) => {
+                let mut frame = take_cell(pool, &mut self.counters)?;
+                body_mut(&mut frame)?[0] = reason as u8;
+                let command = Command::Destroy as u8;
+                put_header(&mut frame, CircuitHeader { circ_id, command, key_epoch: 0, hop_seq: 0 });
+                return Some(frame);
+            }
+            None => {}
+        }
+        for _ in 0..link.ready.len() {
+            let Some(key) = self.links.get_mut(number as usize)?.as_mut()?.ready.pop_front() else { break };
+            if let Some(frame) = self.circuit_cell(key, now, pool, edge) {
+                return Some(frame);
+            }
+        }
+        let link = self.links.get_mut(number as usize)?.as_mut()?;
+        for _ in 0..link.origins.len() {
+            let link = self.links.get_mut(number as usize)?.as_mut()?;
+            let circuit = link.origins.pop_front()?;
+            link.origins.push_back(circuit);
+            if let Some(frame) = self.origin_cell(circuit, now, pool, edge) {
+                return Some(frame);
+            }
+        }
+        None
+    }
+
+    /// One cell of the circuit side whose turn it is; it keeps its turn while it has more.
+    fn circuit_cell(
+        &mut self,
+        key: u32,
+        now: Nanos,
+        pool: &mut FramePool,
+        edge: &mut impl Edge,
+    ) -> Option<Frame> {
+        let (circuit_number, direction) =
+            (key / 2, if key.is_multiple_of(2) { Direction::Back } else { Direction::Ahead });
+        let circuit = self.circuits.get_mut(circuit_number as usize)?.as_mut()?;
+        circuit.leave_turn(direction);
+        let queued = circuit.pop(direction);
+        let side = circuit.side(direction)?;
+        let more = circuit.has_cells(direction);
+        let (frame, more) = match (queued, &mut circuit.role) {
+            (Some(frame), _) => (Some(frame), more),
+            (None, Role::Carried(carried)) if direction == Direction::Back && circuit.ahead.is_none() => {
+                let owes = carried.owed > 0;
+                if !owes && !edge.has_data(circuit_number) {
+                    return None;
+                }
+                carried.owed = carried.owed.saturating_sub(1);
+                let mut frame = take_cell(pool, &mut self.counters)?;
+                let body = body_mut(&mut frame)?;
+                let offset = fill_data(body, carried.received, circuit_number, now, edge);
+                let seq = carried.own_backward(HopCommand::Data, offset, body);
+                put_header(&mut frame, relay_header(side.circ_id, seq));
+                let more = if owes { carried.owed > 0 } else { edge.has_data(circuit_number) };
+                (Some(frame), more)
+            }
+            (None, _) => (None, false),
+        };
+        if more {
+            self.enter_turn(circuit_number, direction);
+        }
+        frame
+    }
+
+    fn origin_cell(
+        &mut self,
+        number: u32,
+        now: Nanos,
+        pool: &mut FramePool,
+        edge: &mut impl Edge,
+    ) -> Option<Frame> {
+        let circuit = self.circuits.get_mut(number as usize)?.as_mut()?;
+        let (Role::Origin(origin), Some(ahead)) = (&mut circuit.role, circuit.ahead) else { return None };
+        if !origin.open || !(origin.cover || edge.has_data(number)) {
+            return None;
+        }
+        let mut frame = take_cell(pool, &mut self.counters)?;
+        let body = body_mut(&mut frame)?;
+        let length = fill_data(body, origin.received, number, now, edge);
+        let flags = if origin.cover { FLAG_CIRCUIT_COVER } else { 0 };
+        let seq = origin.seal(LayerFields { command: HopCommand::Data as u8, flags, length }, body);
+        put_header(&mut frame, relay_header(ahead.circ_id, seq));
+        Some(frame)
+    }
+}
+
+fn fill_data(body: &mut [u8; BODY_LEN], received: u32, circuit: u32, now: Nanos, edge: &mut impl Edge) -> u16 {
+    let offset = match body.first_chunk_mut::<DATA_LEN>() {
+        Some(data) => edge.fill(circuit, data, now),
+        None => 0,
+    };
+    body[DATA_LEN..DATA_LEN + RX_COUNT_LEN].copy_from_slice(&received.to_be_bytes());
+    offset
+}
+
+fn tolerance(link: &Link) -> Nanos {
+    TOLERANCE.max(Nanos(link.schedule.period().0 / 2))
+}
+
