@@ -1,7 +1,7 @@
 //! Circuits as one node holds them: whose layers it peels and adds, and the cells that wait for a slot.
 
 use super::replay::CircuitWindow;
-use crate::crypto::hop::HopKeys;
+use crate::crypto::HopKeys;
 use crate::xsk::Frame;
 use relay_common::wire::{
     BODY_LEN, DATA_LEN, HopCommand, LAYER_FIELDS_LEN, LayerFields, MAX_HOPS, layer_inner_len, layer_len,
@@ -109,12 +109,23 @@ impl Carried {
             return Err(LayerError::Replayed);
         }
         let out = seq.wrapping_add(self.keys.backward_offset);
-        self.seal_backward(out, HopCommand::Forward, 0, u16::try_from(layer_len(self.depth + 1)).unwrap_or(0), body);
+        self.seal_backward(
+            out,
+            HopCommand::Forward,
+            0,
+            u16::try_from(layer_len(self.depth + 1)).unwrap_or(0),
+            body,
+        );
         Ok(out)
     }
 
     /// Seals a cell of this relay's own towards the client; returns its number.
-    pub(super) fn own_backward(&mut self, command: HopCommand, length: u16, body: &mut [u8; BODY_LEN]) -> u64 {
+    pub(super) fn own_backward(
+        &mut self,
+        command: HopCommand,
+        length: u16,
+        body: &mut [u8; BODY_LEN],
+    ) -> u64 {
         let seq = self.backward_seq;
         self.backward_seq = seq.wrapping_add(1);
         self.seal_backward(seq, command, 0, length, body);

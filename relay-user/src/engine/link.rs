@@ -3,7 +3,7 @@
 use super::replay::LinkWindow;
 use super::schedule::Schedule;
 use super::time::Nanos;
-use crate::crypto::link::LinkKeys;
+use crate::crypto::LinkKeys;
 use crate::xsk::Frame;
 use relay_common::wire::{DestroyReason, LinkHeader};
 use std::collections::VecDeque;

@@ -3,7 +3,7 @@
 use super::circuit::Side;
 use super::link::Session;
 use super::schedule::Schedule;
-use crate::crypto::hop::HopKeys;
+use crate::crypto::HopKeys;
 use crate::xsk::Frame;
 use relay_common::wire::{Command as CellCommand, DestroyReason, HopCommand};
 

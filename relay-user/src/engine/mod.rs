@@ -292,7 +292,7 @@ impl Engine {
     fn add_hop(
         &mut self,
         number: u32,
-        keys: crate::crypto::hop::HopKeys,
+        keys: crate::crypto::HopKeys,
         open: bool,
         edge: &mut impl Edge,
         now: Nanos,
@@ -369,6 +369,9 @@ impl Engine {
     }
 }
 
+#[expect(clippy::cast_possible_truncation, reason = "1360")]
+const CELL_LEN_U16: u16 = CELL_LEN as u16;
+
 /// The body of the cell in `frame`; `None` where the frame is not of a cell's size.
 pub fn body_mut(frame: &mut Frame) -> Option<&mut [u8; BODY_LEN]> {
     frame.cell_mut()?[BODY_OFFSET..].first_chunk_mut()
@@ -376,7 +379,7 @@ pub fn body_mut(frame: &mut Frame) -> Option<&mut [u8; BODY_LEN]> {
 
 /// Makes a frame ready for a cell with an empty body.
 pub fn blank_cell(frame: &mut Frame) -> Option<&mut [u8; CELL_LEN]> {
-    frame.reset(Frame::CELL_OFFSET, CELL_LEN);
+    frame.reset(Frame::CELL_OFFSET, CELL_LEN_U16);
     let cell = frame.cell_mut()?;
     cell.fill(0);
     Some(cell)

@@ -58,7 +58,8 @@ impl Engine {
         if link.sender == Some(index) {
             return;
         }
-        let newer = link.sender.and_then(|sender| self.sessions.get(&sender)).is_none_or(|old| old.born < born);
+        let newer =
+            link.sender.and_then(|sender| self.sessions.get(&sender)).is_none_or(|old| old.born < born);
         if newer {
             self.send_with(number, index, now);
             self.raise(Event::SessionConfirmed { link: number, receive_index: index });
@@ -121,7 +122,9 @@ impl Engine {
                             let seq = carried.pass_forward(header.hop_seq, body);
                             Ok(Step::Queue(Direction::Ahead, ahead, seq))
                         }
-                        (Some(HopCommand::Extend), _) if carried.depth() + 1 < relay_common::wire::MAX_HOPS => {
+                        (Some(HopCommand::Extend), _)
+                            if carried.depth() + 1 < relay_common::wire::MAX_HOPS =>
+                        {
                             Ok(Step::Extend(fields.length))
                         }
                         (Some(HopCommand::Data), None) if self.limits.exit => Ok(Step::Deliver(fields)),

@@ -224,7 +224,13 @@ impl Engine {
     }
 }
 
-fn fill_data(body: &mut [u8; BODY_LEN], received: u32, circuit: u32, now: Nanos, edge: &mut impl Edge) -> u16 {
+fn fill_data(
+    body: &mut [u8; BODY_LEN],
+    received: u32,
+    circuit: u32,
+    now: Nanos,
+    edge: &mut impl Edge,
+) -> u16 {
     let offset = match body.first_chunk_mut::<DATA_LEN>() {
         Some(data) => edge.fill(circuit, data, now),
         None => 0,
@@ -236,4 +242,3 @@ fn fill_data(body: &mut [u8; BODY_LEN], received: u32, circuit: u32, now: Nanos,
 fn tolerance(link: &Link) -> Nanos {
     TOLERANCE.max(Nanos(link.schedule.period().0 / 2))
 }
-
