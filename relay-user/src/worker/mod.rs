@@ -1,1 +1,301 @@
-//!
+//! The one place that joins engine, port, edge and clock: a pinned thread with a short loop.
+
+mod edge;
+mod snapshot;
+
+pub use edge::NodeEdge;
+pub use snapshot::{Snapshot, Totals};
+
+use crate::engine::time::Nanos;
+use crate::engine::{Command, Engine, Event};
+use crate::port::{Peer, Port, Received};
+use crate::xsk::FramePool;
+use crossbeam::channel::{Receiver, Sender, TryRecvError, bounded};
+use crossbeam::queue::ArrayQueue;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// Commands that may wait for a worker.
+const COMMANDS: usize = 1024;
+/// Events that may wait for the control plane.
+const EVENTS: usize = 1024;
+/// Commands, datagrams and packets that one turn takes at most, so that no slot waits long for them.
+const TURN: usize = 32;
+/// How long before a slot an adaptive worker stops sleeping and spins.
+const SPIN: Nanos = Nanos(15_000);
+/// How late the staging of a cell may run, well inside the engine's lead.
+const STAGING_SLACK: Nanos = Nanos(120_000);
+/// Longest sleep: bounds how long a datagram, a packet or a command waits for a worker with nothing to send.
+const MAX_SLEEP: Nanos = Nanos::MILLISECOND;
+/// How often totals are published and stale reassembly is given up.
+const HOUSEKEEPING: Nanos = Nanos(20 * Nanos::MILLISECOND.0);
+
+/// How a worker waits for its next slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Poll {
+    /// Spins; for a core of its own.
+    Busy,
+    /// Sleeps until shortly before the next slot, then spins.
+    Adaptive,
+}
+
+/// What the control plane tells a worker.
+#[derive(Debug)]
+pub enum ToWorker {
+    /// For the engine.
+    Engine(Command),
+    /// For the port: where a link's cells go.
+    SetPeer {
+        /// Link number.
+        link: u32,
+        /// `None` forgets it.
+        peer: Option<Peer>,
+    },
+    /// Ends the thread after the cells already due.
+    Stop,
+}
+
+/// The command queue was full or the worker is gone.
+#[derive(Debug, thiserror::Error)]
+#[error("the worker does not take commands: {0}")]
+pub struct WorkerBusy(&'static str);
+
+/// Turns the process's monotonic clock into [`Nanos`]; copies share their origin.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    origin: Instant,
+}
+
+impl Clock {
+    /// A clock that reads one second now, so that differences never run below zero.
+    pub fn start() -> Self {
+        Self { origin: Instant::now() }
+    }
+
+    /// Time on this clock.
+    pub fn now(&self) -> Nanos {
+        let elapsed = self.origin.elapsed();
+        Nanos(Nanos::SECOND.0 + u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX))
+    }
+}
+
+/// The control plane's end of a worker.
+#[derive(Debug)]
+pub struct Worker {
+    commands: Sender<ToWorker>,
+    events: Arc<Events>,
+    snapshot: Arc<Snapshot>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Events {
+    queue: ArrayQueue<Event>,
+    arrived: tokio::sync::Notify,
+}
+
+impl Worker {
+    /// Starts the thread, pinned to `cpu` where one is given.
+    ///
+    /// # Errors
+    /// Where the thread cannot be made or pinned.
+    pub fn start<P: Port + Send + 'static>(
+        engine: Engine,
+        port: P,
+        edge: NodeEdge,
+        pool: FramePool,
+        clock: Clock,
+        poll: Poll,
+        cpu: Option<usize>,
+    ) -> std::io::Result<Self> {
+        let (commands, inbox) = bounded(COMMANDS);
+        let events = Arc::new(Events { queue: ArrayQueue::new(EVENTS), arrived: tokio::sync::Notify::new() });
+        let snapshot = Arc::new(Snapshot::default());
+        let mut turning = Turning {
+            engine,
+            port,
+            edge,
+            pool,
+            clock,
+            poll,
+            inbox,
+            events: Arc::clone(&events),
+            snapshot: Arc::clone(&snapshot),
+            received: Vec::with_capacity(TURN),
+            housekeeping: Nanos(0),
+        };
+        let (pinned, pin_result) = bounded(1);
+        let thread = std::thread::Builder::new().name("worker".into()).spawn(move || {
+            let result = pin(cpu);
+            let failed = result.is_err();
+            let _ = pinned.send(result);
+            if !failed {
+                turning.run();
+            }
+        })?;
+        pin_result.recv().map_err(std::io::Error::other)??;
+        Ok(Self { commands, events, snapshot, thread: Some(thread) })
+    }
+
+    /// Queues a command.
+    ///
+    /// # Errors
+    /// Where the queue is full or the worker has ended; the command is lost then.
+    pub fn tell(&self, command: ToWorker) -> Result<(), WorkerBusy> {
+        self.commands.try_send(command).map_err(|error| {
+            WorkerBusy(if error.is_full() { "its queue is full" } else { "it has ended" })
+        })
+    }
+
+    /// The next event, when there is one.
+    pub async fn event(&self) -> Event {
+        loop {
+            if let Some(event) = self.events.queue.pop() {
+                return event;
+            }
+            self.events.arrived.notified().await;
+        }
+    }
+
+    /// What the worker last published.
+    pub fn totals(&self) -> Totals {
+        self.snapshot.read()
+    }
+
+    /// Whether the thread still runs.
+    pub fn is_alive(&self) -> bool {
+        self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
+    }
+
+    /// Ends the thread and waits for it. The port is closed when this returns.
+    pub fn stop(&mut self) {
+        let Some(thread) = self.thread.take() else { return };
+        let patience = Duration::from_secs(1);
+        if self.commands.send_timeout(ToWorker::Stop, patience).is_ok() && thread.join().is_err() {
+            log::error!("the worker thread ended in a panic");
+        }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn pin(cpu: Option<usize>) -> std::io::Result<()> {
+    // The default of 50 µs would be added to every sleep.
+    rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1))?;
+    if let Some(cpu) = cpu {
+        let mut set = rustix::thread::CpuSet::new();
+        if cpu >= rustix::thread::CpuSet::MAX_CPU {
+            return Err(std::io::Error::other(format!("worker.cpu = {cpu}: no such CPU")));
+        }
+        set.set(cpu);
+        rustix::thread::sched_setaffinity(None, &set)?;
+    }
+    Ok(())
+}
+
+struct Turning<P> {
+    engine: Engine,
+    port: P,
+    edge: NodeEdge,
+    pool: FramePool,
+    clock: Clock,
+    poll: Poll,
+    inbox: Receiver<ToWorker>,
+    events: Arc<Events>,
+    snapshot: Arc<Snapshot>,
+    received: Vec<Received>,
+    housekeeping: Nanos,
+}
+
+impl<P: Port> Turning<P> {
+    fn run(&mut self) {
+        loop {
+            let now = self.clock.now();
+            self.send_due(now);
+            self.engine.stage(now, &mut self.pool, &mut self.edge);
+            if !self.obey(now) {
+                return;
+            }
+            self.take_in(now);
+            self.edge.pump(&mut self.engine, now, TURN);
+            self.pass_events();
+            if now >= self.housekeeping {
+                self.housekeeping = now + HOUSEKEEPING;
+                self.edge.housekeep(now);
+                self.publish();
+            }
+            if self.poll == Poll::Adaptive {
+                self.sleep();
+            }
+        }
+    }
+
+    fn send_due(&mut self, now: Nanos) {
+        let port = &mut self.port;
+        let sent = self.engine.emit(now, |link, frame| {
+            port.transmit(link, frame).map_err(|refused| refused.frame)
+        });
+        if sent > 0 {
+            port.flush(&mut self.pool);
+        }
+    }
+
+    fn obey(&mut self, now: Nanos) -> bool {
+        for _ in 0..TURN {
+            match self.inbox.try_recv() {
+                Ok(ToWorker::Engine(command)) => self.engine.apply(command, &mut self.edge, now),
+                Ok(ToWorker::SetPeer { link, peer }) => self.port.set_peer(link, peer),
+                Ok(ToWorker::Stop) | Err(TryRecvError::Disconnected) => return false,
+                Err(TryRecvError::Empty) => break,
+            }
+        }
+        true
+    }
+
+    fn take_in(&mut self, now: Nanos) {
+        self.port.receive(&mut self.pool, &mut self.received, TURN);
+        for datagram in self.received.drain(..) {
+            self.engine.receive(datagram.frame, datagram.source, &mut self.edge, now);
+        }
+    }
+
+    fn pass_events(&mut self) {
+        let mut passed = false;
+        while let Some(event) = self.engine.pop_event() {
+            if let Err(event) = self.events.queue.push(event) {
+                self.engine.unpop_event(event);
+                break;
+            }
+            passed = true;
+        }
+        if passed {
+            self.events.arrived.notify_one();
+        }
+    }
+
+    fn publish(&self) {
+        self.snapshot.publish(&Totals {
+            engine: *self.engine.counters(),
+            port: self.port.counters(),
+            circuits: self.engine.circuit_count() as u64,
+            edge: self.edge.drops(),
+            last_delivery: self.edge.last_delivery(),
+        });
+    }
+
+    fn sleep(&self) {
+        let now = self.clock.now();
+        let slot = self.engine.next_slot().map(|at| Nanos(at.0.saturating_sub(SPIN.0)));
+        let staging = self.engine.next_deadline().map(|at| at + STAGING_SLACK);
+        let wake = slot.into_iter().chain(staging).min().unwrap_or(now + MAX_SLEEP).min(now + MAX_SLEEP);
+        let span = wake.since(now);
+        if span > SPIN {
+            std::thread::sleep(Duration::from_nanos(span.0));
+        }
+    }
+}

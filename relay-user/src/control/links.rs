@@ -1,0 +1,646 @@
+//! Links: kept up from start, with backoff; handshakes, rekeys, and the rate that circuits have taken of each. No IO and
+//! no clock: [`Outbox`] takes what is to be done.
+
+use super::action::{Action, Outbox, Refusal};
+use crate::crypto::datagram::{HsInit, HsResp, Mac1Key, Retry};
+use crate::crypto::retry::{InitGuard, TokenKeys, TokenSubject};
+use crate::crypto::{HandshakeRole, Initiator, LinkKeys, Prologue, Split, StaticKey, Suite, handshake};
+use crate::engine::schedule::{Law, Schedule};
+use crate::engine::time::Nanos;
+use crate::engine::{Command, Session, body_mut};
+use crate::xsk::Frame;
+use rand_core::{CryptoRng, Rng};
+use relay_common::abi::session_slot;
+use relay_common::wire::{Command as CellCommand, DatagramType, DestroyReason, RELAY_ID_LEN};
+use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
+
+/// First and longest wait for an answer to HS_INIT; doubled each time, with a quarter of jitter.
+const RETRANSMIT: (u64, u64) = (Nanos::SECOND.0, 4 * Nanos::SECOND.0);
+/// Mean time between rekeys (protocol: 120 s with jitter; the jitter here is a tenth either way).
+const REKEY: u64 = 120 * Nanos::SECOND.0;
+/// How long an unanswered rekey message waits before the next.
+const REKEY_PATIENCE: Nanos = Nanos(2 * Nanos::SECOND.0);
+/// How long the keys of before a rekey still open cells.
+const OLD_KEYS: Nanos = Nanos(10 * Nanos::SECOND.0);
+/// How long a link that we answered may wait for its first cell.
+const CONFIRMATION: Nanos = Nanos(5 * Nanos::SECOND.0);
+/// HS_INITs remembered against replay.
+const GUARD: usize = 1 << 16;
+
+/// A class's rate and law.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pace {
+    pub(super) law: Law,
+    /// Cells per second.
+    pub(super) rate: u32,
+}
+
+/// A relay that this node keeps a link with.
+#[derive(Clone, Debug)]
+pub(super) struct Peer {
+    pub(super) name: String,
+    pub(super) id: [u8; RELAY_ID_LEN],
+    pub(super) public: [u8; 32],
+    pub(super) address: SocketAddr,
+    pub(super) pace: Pace,
+    /// This side begins the handshake.
+    pub(super) initiates: bool,
+}
+
+/// What a relay is, towards those who begin handshakes with it.
+#[derive(Debug)]
+pub(super) struct Identity {
+    pub(super) id: [u8; RELAY_ID_LEN],
+    pub(super) key: StaticKey,
+    pub(super) port: u16,
+    pub(super) client_pace: Pace,
+    mac1: Mac1Key,
+    tokens: TokenKeys,
+    guard: InitGuard,
+}
+
+impl Identity {
+    pub(super) fn new(
+        id: [u8; RELAY_ID_LEN],
+        key: StaticKey,
+        port: u16,
+        client_pace: Pace,
+        now: Nanos,
+        rng: &mut impl CryptoRng,
+    ) -> Self {
+        let mac1 = Mac1Key::new(key.public());
+        let tokens = TokenKeys::new(now.0, rng);
+        Self { id, key, port, client_pace, mac1, tokens, guard: InitGuard::new(GUARD) }
+    }
+}
+
+/// An HS_INIT that waits for its answer.
+#[derive(Debug)]
+struct Attempt {
+    initiator: Initiator,
+    sender_index: u32,
+    nonce: [u8; 8],
+    token: [u8; 16],
+}
+
+/// Where the handshake with a peer stands.
+#[derive(Debug)]
+struct Dial {
+    attempt: Option<Attempt>,
+    tries: u32,
+    again: Nanos,
+}
+
+/// Who is at the other end of a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Who {
+    /// Index into the peers.
+    Peer(usize),
+    Client,
+}
+
+#[derive(Debug)]
+struct Link {
+    who: Who,
+    address: SocketAddr,
+    pace: Pace,
+    initiator: bool,
+    /// Receive index of the newest session.
+    index: u32,
+    confirmed: bool,
+    born: Nanos,
+    rekey_at: Nanos,
+    rekey: Option<(Initiator, u32, Nanos)>,
+    old: Vec<(u32, Nanos)>,
+    reserved: u32,
+}
+
+/// All links of a node.
+#[derive(Debug)]
+pub(super) struct Links {
+    suite: Suite,
+    identity: Option<Identity>,
+    peers: Vec<Peer>,
+    dials: Vec<Dial>,
+    links: HashMap<u32, Link>,
+    free: Vec<u32>,
+    slots: HashSet<u32>,
+}
+
+impl Links {
+    /// `identity` is a relay's; a client has none and begins every handshake itself.
+    pub(super) fn new(suite: Suite, identity: Option<Identity>, peers: Vec<Peer>, capacity: u32) -> Self {
+        let dials = peers.iter().map(|_| Dial { attempt: None, tries: 0, again: Nanos(0) }).collect();
+        Self {
+            suite,
+            identity,
+            peers,
+            dials,
+            links: HashMap::new(),
+            free: (0..capacity).rev().collect(),
+            slots: HashSet::new(),
+        }
+    }
+
+    pub(super) fn identity(&self) -> Option<&Identity> {
+        self.identity.as_ref()
+    }
+
+    /// Name of each peer, and whether its link is up.
+    pub(super) fn states(&self) -> impl Iterator<Item = (&str, bool)> {
+        self.peers.iter().enumerate().map(|(at, peer)| (peer.name.as_str(), self.up(at).is_some()))
+    }
+
+    /// The running link to relay `id`.
+    pub(super) fn link_to(&self, id: &[u8]) -> Option<u32> {
+        let at = self.peers.iter().position(|peer| peer.id == id)?;
+        self.up(at)
+    }
+
+    pub(super) fn is_client(&self, link: u32) -> bool {
+        self.links.get(&link).is_some_and(|link| link.who == Who::Client)
+    }
+
+    /// Cells per second of a link; zero where it is gone.
+    pub(super) fn rate(&self, link: u32) -> u32 {
+        let Some(link) = self.links.get(&link) else { return 0 };
+        match (&link.who, &self.identity) {
+            // On a trunk, a circuit takes what its client's class takes.
+            (Who::Peer(_), Some(identity)) => identity.client_pace.rate,
+            _ => link.pace.rate,
+        }
+    }
+
+    /// Sets `rate` aside on the link to relay `id`.
+    pub(super) fn reserve(&mut self, id: &[u8], rate: u32) -> Result<u32, DestroyReason> {
+        let number = self.link_to(id).ok_or(DestroyReason::NoSuchRelay)?;
+        let link = self.links.get_mut(&number).ok_or(DestroyReason::NoSuchRelay)?;
+        if link.reserved + rate > link.pace.rate {
+            return Err(DestroyReason::NoCapacity);
+        }
+        link.reserved += rate;
+        Ok(number)
+    }
+
+    pub(super) fn release(&mut self, link: u32, rate: u32) {
+        if let Some(link) = self.links.get_mut(&link) {
+            link.reserved = link.reserved.saturating_sub(rate);
+        }
+    }
+
+    /// A circuit name on `link`. The link's two ends draw from different halves, so they cannot choose the same.
+    pub(super) fn new_circ_id(&self, link: u32, rng: &mut impl Rng) -> u32 {
+        let half = self.links.get(&link).is_some_and(|link| link.initiator);
+        (rng.next_u32() >> 1).max(1) | (u32::from(half) << 31)
+    }
+
+    fn up(&self, peer: usize) -> Option<u32> {
+        self.links
+            .iter()
+            .find(|(_, link)| link.who == Who::Peer(peer) && link.confirmed)
+            .map(|(&number, _)| number)
+    }
+
+    /// Sends and repeats what is due.
+    pub(super) fn on_tick(&mut self, now: Nanos, rng: &mut impl CryptoRng, out: &mut Outbox) {
+        if let Some(identity) = &mut self.identity {
+            identity.tokens.refresh(now.0, rng);
+        }
+        for peer in 0..self.peers.len() {
+            if self.peers[peer].initiates && self.up(peer).is_none() && now >= self.dials[peer].again {
+                self.dial(peer, [0; 16], now, rng, out);
+            }
+        }
+        let numbers: Vec<u32> = self.links.keys().copied().collect();
+        for number in numbers {
+            self.tend(number, now, rng, out);
+        }
+    }
+
+    fn dial(
+        &mut self,
+        at: usize,
+        token: [u8; 16],
+        now: Nanos,
+        rng: &mut impl CryptoRng,
+        out: &mut Outbox,
+    ) {
+        let repeated = token != [0; 16];
+        let (role, key) = match &self.identity {
+            Some(identity) => (HandshakeRole::Relay, Some(&identity.key)),
+            None => (HandshakeRole::Client, None),
+        };
+        let peer = &self.peers[at];
+        let prologue = Prologue::new(self.suite, role, &peer.id, &token);
+        let (initiator, message) = match Initiator::start(role, key, &peer.public, &prologue) {
+            Ok(started) => started,
+            Err(error) => {
+                log::error!("handshake with {}: {error}", peer.name);
+                return;
+            }
+        };
+        let previous = self.dials[at].attempt.take();
+        // The token is bound to the nonce that asked for it; every other HS_INIT gets a fresh one.
+        let nonce = match &previous {
+            Some(previous) if repeated => previous.nonce,
+            _ => rng.next_u64().to_be_bytes(),
+        };
+        if let Some(previous) = previous {
+            self.slots.remove(&session_slot(previous.sender_index));
+        }
+        let Some(sender_index) = new_index(&mut self.slots, rng) else {
+            out.refuse(Refusal::Exhausted);
+            return;
+        };
+        let init =
+            HsInit { role, sender_index, client_nonce: nonce, message: &message, retry_token: token };
+        let peer = &self.peers[at];
+        let bytes = init.encode(&Mac1Key::new(&peer.public), rng).to_vec();
+        out.push(Action::Datagram { to: peer.address, bytes });
+        let dial = &mut self.dials[at];
+        if !repeated {
+            let wait = (RETRANSMIT.0 << dial.tries.min(8)).min(RETRANSMIT.1);
+            dial.tries += 1;
+            dial.again = now + Nanos(wait + rng.next_u64() % (wait / 4));
+        }
+        dial.attempt = Some(Attempt { initiator, sender_index, nonce, token });
+    }
+
+    /// Takes a datagram of the kernel's socket.
+    pub(super) fn on_datagram(
+        &mut self,
+        bytes: &[u8],
+        source: SocketAddr,
+        now: Nanos,
+        rng: &mut impl CryptoRng,
+        out: &mut Outbox,
+    ) {
+        match bytes.first().copied().and_then(DatagramType::from_byte) {
+            Some(DatagramType::HsInit) => self.on_init(bytes, source, now, rng, out),
+            Some(DatagramType::HsResp) => self.on_response(bytes, source, now, rng, out),
+            Some(DatagramType::Retry) => self.on_retry(bytes, source, now, rng, out),
+            _ => out.refuse(Refusal::Malformed),
+        }
+    }
+
+    fn on_init(
+        &mut self,
+        bytes: &[u8],
+        source: SocketAddr,
+        now: Nanos,
+        rng: &mut impl CryptoRng,
+        out: &mut Outbox,
+    ) {
+        let Some(identity) = &mut self.identity else { return out.refuse(Refusal::Unexpected) };
+        let Ok(init) = HsInit::decode(bytes, &identity.mac1) else { return out.refuse(Refusal::WrongMac) };
+        let subject =
+            TokenSubject { source, destination_port: identity.port, client_nonce: init.client_nonce };
+        if !identity.tokens.accepts(now.0, &subject, &init.retry_token) {
+            out.refuse(Refusal::NoToken);
+            let retry = Retry { client_nonce: init.client_nonce, token: identity.tokens.issue(&subject) };
+            out.push(Action::Datagram { to: source, bytes: retry.encode().to_vec() });
+            return;
+        }
+        if identity.guard.admit(now.0, init.message).is_err() {
+            return out.refuse(Refusal::ReplayedInit);
+        }
+        let prologue = Prologue::new(self.suite, init.role, &identity.id, &init.retry_token);
+        let Ok(answer) = handshake::respond(init.role, &identity.key, init.message, &prologue) else {
+            return out.refuse(Refusal::Unauthentic);
+        };
+        let client_pace = identity.client_pace;
+        let (who, pace) = match init.role {
+            HandshakeRole::Client => (Who::Client, client_pace),
+            HandshakeRole::Relay => {
+                let known = self.peers.iter().position(|peer| Some(peer.public) == answer.peer);
+                match known {
+                    Some(at) => (Who::Peer(at), self.peers[at].pace),
+                    None => return out.refuse(Refusal::UnknownPeer),
+                }
+            }
+        };
+        let Some(receive_index) = new_index(&mut self.slots, rng) else {
+            return out.refuse(Refusal::Exhausted);
+        };
+        let Ok(message) = answer.message.as_slice().try_into() else { return };
+        let response = HsResp { sender_index: receive_index, receiver_index: init.sender_index, message };
+        let reply = response.encode(rng).to_vec();
+        let send_index = init.sender_index;
+        if self.open(who, source, pace, receive_index, send_index, &answer.split, false, now, rng, out) {
+            out.push(Action::Datagram { to: source, bytes: reply });
+        }
+    }
+
+    fn on_retry(
+        &mut self,
+        bytes: &[u8],
+        source: SocketAddr,
+        now: Nanos,
+        rng: &mut impl CryptoRng,
+        out: &mut Outbox,
+    ) {
+        let Ok(retry) = Retry::decode(bytes) else { return out.refuse(Refusal::Malformed) };
+        let asked = |attempt: &Attempt| attempt.nonce == retry.client_nonce && attempt.token == [0; 16];
+        let at = self.peers.iter().zip(&self.dials).position(|(peer, dial)| {
+            peer.address == source && dial.attempt.as_ref().is_some_and(asked)
+        });
+        match at {
+            Some(at) => self.dial(at, retry.token, now, rng, out),
+            None => out.refuse(Refusal::Unexpected),
+        }
+    }
+
+    fn on_response(
+        &mut self,
+        bytes: &[u8],
+        source: SocketAddr,
+        now: Nanos,
+        rng: &mut impl CryptoRng,
+        out: &mut Outbox,
+    ) {
+        let Ok(response) = HsResp::decode(bytes) else { return out.refuse(Refusal::Malformed) };
+        let asked = |attempt: &Attempt| attempt.sender_index == response.receiver_index;
+        let at = self.peers.iter().zip(&self.dials).position(|(peer, dial)| {
+            peer.address == source && dial.attempt.as_ref().is_some_and(asked)
+        });
+        let Some(at) = at else { return out.refuse(Refusal::Unexpected) };
+        let Some(attempt) = self.dials[at].attempt.take() else { return };
+        let index = attempt.sender_index;
+        match attempt.initiator.finish(response.message) {
+            Ok(split) => {
+                let pace = self.peers[at].pace;
+                let send_index = response.sender_index;
+                self.open(Who::Peer(at), source, pace, index, send_index, &split, true, now, rng, out);
+                self.dials[at].tries = 0;
+                log::info!("link to {} is up", self.peers[at].name);
+            }
+            Err(_) => {
+                self.slots.remove(&session_slot(index));
+                out.refuse(Refusal::Unauthentic);
+            }
+        }
+    }
+
+    /// Makes a link with its first session. The one that initiated is sure of the other; the other waits for a cell.
+    #[expect(clippy::too_many_arguments, reason = "one call for both ends of a handshake")]
+    fn open(
+        &mut self,
+        who: Who,
+        address: SocketAddr,
+        pace: Pace,
+        receive_index: u32,
+        send_index: u32,
+        split: &Split,
+        initiator: bool,
+        now: Nanos,
+        rng: &mut impl CryptoRng,
+        out: &mut Outbox,
+    ) -> bool {
+        if initiator {
+            self.close_others(who, None, out);
+        }
+        let Some(number) = self.free.pop() else {
+            self.slots.remove(&session_slot(receive_index));
+            out.refuse(Refusal::Exhausted);
+            return false;
+        };
+        let mut seed = [0; 32];
+        rng.fill_bytes(&mut seed);
+        let schedule = Box::new(Schedule::new(pace.law, pace.rate, now, seed));
+        out.worker(Command::AddLink { link: number, schedule });
+        out.push(Action::Aim { link: number, remote: address });
+        let keys = LinkKeys::derive(split, self.suite, initiator);
+        self.install(number, address, receive_index, send_index, keys, initiator, now, out);
+        let jitter = rng.next_u64() % (REKEY / 5);
+        let link = Link {
+            who,
+            address,
+            pace,
+            initiator,
+            index: receive_index,
+            confirmed: initiator,
+            born: now,
+            rekey_at: now + Nanos(REKEY - REKEY / 10 + jitter),
+            rekey: None,
+            old: Vec::new(),
+            reserved: 0,
+        };
+        self.links.insert(number, link);
+        true
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "a session's own fields")]
+    fn install(
+        &self,
+        link: u32,
+        source: SocketAddr,
+        receive_index: u32,
+        send_index: u32,
+        keys: LinkKeys,
+        send_now: bool,
+        now: Nanos,
+        out: &mut Outbox,
+    ) {
+        let session = Box::new(Session::new(link, receive_index, send_index, keys, source, now));
+        out.worker(Command::InstallSession { session, send_now });
+        out.push(Action::AdmitSession { receive_index, source });
+    }
+
+    /// The peer's first cell under a session arrived.
+    pub(super) fn on_confirmed(&mut self, number: u32, receive_index: u32, now: Nanos, out: &mut Outbox) {
+        let Some(link) = self.links.get_mut(&number) else { return };
+        if link.index != receive_index {
+            return;
+        }
+        let first = !std::mem::replace(&mut link.confirmed, true);
+        for (_, until) in &mut link.old {
+            *until = (*until).min(now + OLD_KEYS);
+        }
+        let who = link.who;
+        if first && let Who::Peer(at) = who {
+            log::info!("link to {} is up", self.peers[at].name);
+            self.close_others(who, Some(number), out);
+        }
+    }
+
+    /// Nothing came over a link for too long.
+    pub(super) fn on_silent(&mut self, number: u32, now: Nanos, out: &mut Outbox) {
+        if let Some(Link { who: Who::Peer(at), .. }) = self.links.get(&number) {
+            log::warn!("link to {} is silent; taking it down", self.peers[*at].name);
+            self.dials[*at].again = now;
+            self.dials[*at].tries = 0;
+        }
+        self.close(number, out);
+    }
+
+    /// A rekey message of a link.
+    pub(super) fn on_rekey(
+        &mut self,
+        number: u32,
+        command: CellCommand,
+        mut frame: Frame,
+        now: Nanos,
+        rng: &mut impl CryptoRng,
+        out: &mut Outbox,
+    ) {
+        let Some(body) = body_mut(&mut frame) else { return };
+        let result = match command {
+            CellCommand::RekeyInit => self.answer_rekey(number, body, now, rng, out),
+            _ => self.finish_rekey(number, body, now, rng, out),
+        };
+        if result.is_none() {
+            out.refuse(Refusal::Unauthentic);
+        }
+    }
+
+    fn answer_rekey(
+        &mut self,
+        number: u32,
+        body: &[u8],
+        now: Nanos,
+        rng: &mut impl CryptoRng,
+        out: &mut Outbox,
+    ) -> Option<()> {
+        let link = self.links.get(&number)?;
+        let (who, address) = (link.who, link.address);
+        let identity = self.identity.as_ref().filter(|_| !link.initiator)?;
+        let role = if who == Who::Client { HandshakeRole::Client } else { HandshakeRole::Relay };
+        let send_index = u32::from_be_bytes(body[..4].try_into().ok()?);
+        let prologue = Prologue::new(self.suite, role, &identity.id, &[0; 16]);
+        let answer = handshake::respond(role, &identity.key, &body[4..4 + role.init_len()], &prologue).ok()?;
+        if let Who::Peer(at) = who
+            && answer.peer != Some(self.peers[at].public)
+        {
+            return None;
+        }
+        let receive_index = new_index(&mut self.slots, rng)?;
+        let keys = LinkKeys::derive(&answer.split, self.suite, false);
+        self.install(number, address, receive_index, send_index, keys, false, now, out);
+        // Until the new keys are confirmed the old ones stay; a repeated rekey replaces what was never used.
+        let link = self.links.get_mut(&number)?;
+        let life = crate::engine::SESSION_LIFE;
+        link.old.push((std::mem::replace(&mut link.index, receive_index), now + life));
+        let frame = out.cell(&[&receive_index.to_be_bytes(), &send_index.to_be_bytes(), &answer.message])?;
+        out.worker(link_cell(number, CellCommand::RekeyResp, frame));
+        Some(())
+    }
+
+    fn finish_rekey(
+        &mut self,
+        number: u32,
+        body: &[u8],
+        now: Nanos,
+        rng: &mut impl CryptoRng,
+        out: &mut Outbox,
+    ) -> Option<()> {
+        let send_index = u32::from_be_bytes(body[..4].try_into().ok()?);
+        let index = u32::from_be_bytes(body[4..8].try_into().ok()?);
+        let link = self.links.get_mut(&number)?;
+        let (initiator, receive_index, _) = link.rekey.take_if(|(_, ours, _)| *ours == index)?;
+        let address = link.address;
+        let split = initiator.finish(&body[8..8 + handshake::RESPONSE_LEN]).ok()?;
+        link.old.push((std::mem::replace(&mut link.index, receive_index), now + OLD_KEYS));
+        link.rekey_at = now + Nanos(REKEY - REKEY / 10 + rng.next_u64() % (REKEY / 5));
+        let keys = LinkKeys::derive(&split, self.suite, true);
+        self.install(number, address, receive_index, send_index, keys, true, now, out);
+        Some(())
+    }
+
+    /// Rekeys, forgets old keys, and gives up on what never came up.
+    fn tend(&mut self, number: u32, now: Nanos, rng: &mut impl CryptoRng, out: &mut Outbox) {
+        let Some(link) = self.links.get_mut(&number) else { return };
+        if !link.confirmed && now.since(link.born) > CONFIRMATION {
+            return self.close(number, out);
+        }
+        let mut gone = Vec::new();
+        link.old.retain(|&(index, until)| {
+            if now >= until {
+                gone.push(index);
+            }
+            now < until
+        });
+        let waiting = link.rekey.as_ref().is_some_and(|(_, _, until)| now < *until);
+        let due = link.initiator && now >= link.rekey_at && !waiting;
+        if due && let Some((_, index, _)) = link.rekey.take() {
+            gone.push(index);
+        }
+        let who = link.who;
+        for index in gone {
+            self.forget_session(index, out);
+        }
+        if due && let Who::Peer(at) = who {
+            self.start_rekey(number, at, now, rng, out);
+        }
+    }
+
+    fn start_rekey(
+        &mut self,
+        number: u32,
+        at: usize,
+        now: Nanos,
+        rng: &mut impl CryptoRng,
+        out: &mut Outbox,
+    ) {
+        let (role, key) = match &self.identity {
+            Some(identity) => (HandshakeRole::Relay, Some(&identity.key)),
+            None => (HandshakeRole::Client, None),
+        };
+        let prologue = Prologue::new(self.suite, role, &self.peers[at].id, &[0; 16]);
+        let Ok((initiator, message)) = Initiator::start(role, key, &self.peers[at].public, &prologue) else {
+            return;
+        };
+        let Some(index) = new_index(&mut self.slots, rng) else { return out.refuse(Refusal::Exhausted) };
+        let Some(frame) = out.cell(&[&index.to_be_bytes(), &message]) else { return };
+        out.worker(link_cell(number, CellCommand::RekeyInit, frame));
+        if let Some(link) = self.links.get_mut(&number) {
+            link.rekey = Some((initiator, index, now + REKEY_PATIENCE));
+        }
+    }
+
+    /// Takes every link down, for a clean stop.
+    pub(super) fn close_all(&mut self, out: &mut Outbox) {
+        let numbers: Vec<u32> = self.links.keys().copied().collect();
+        for number in numbers {
+            self.close(number, out);
+        }
+    }
+
+    fn close_others(&mut self, who: Who, keep: Option<u32>, out: &mut Outbox) {
+        let others: Vec<u32> = self
+            .links
+            .iter()
+            .filter(|&(&number, link)| link.who == who && who != Who::Client && Some(number) != keep)
+            .map(|(&number, _)| number)
+            .collect();
+        for number in others {
+            self.close(number, out);
+        }
+    }
+
+    fn close(&mut self, number: u32, out: &mut Outbox) {
+        let Some(link) = self.links.remove(&number) else { return };
+        out.worker(Command::RemoveLink { link: number });
+        out.push(Action::Forget { link: number });
+        let pending = link.rekey.map(|(_, index, _)| index);
+        for index in link.old.into_iter().map(|(index, _)| index).chain(pending).chain([link.index]) {
+            self.forget_session(index, out);
+        }
+        self.free.insert(0, number);
+    }
+
+    fn forget_session(&mut self, receive_index: u32, out: &mut Outbox) {
+        self.slots.remove(&session_slot(receive_index));
+        out.worker(Command::RemoveSession { receive_index });
+        out.push(Action::DropSession { receive_index });
+    }
+}
+
+fn link_cell(link: u32, command: CellCommand, frame: Frame) -> Command {
+    Command::SendCell { link, circ_id: 0, command, hop_seq: 0, frame }
+}
+
+/// A random receive index whose place in the `sessions` map is free. `None` when the map is nearly full.
+fn new_index(slots: &mut HashSet<u32>, rng: &mut impl Rng) -> Option<u32> {
+    (0..64).map(|_| rng.next_u32()).find(|&index| index != 0 && slots.insert(session_slot(index)))
+}

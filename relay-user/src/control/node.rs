@@ -1,0 +1,279 @@
+//! One node's control plane: events, datagrams, timers and readers come in here and nowhere else.
+
+use super::action::{Action, Outbox, Refusal};
+use super::builder::Builder;
+use super::circuits::Circuits;
+use super::links::Links;
+use super::path::Path;
+use super::status::{LinkStatus, Status, StatusSocket, answer};
+use crate::engine::{DropReason, Event};
+use crate::port::PortMode;
+use crate::steering::Steering;
+use crate::worker::{Clock, ToWorker, Worker};
+use crate::xsk::Arena;
+use anyhow::{Context, Result, bail};
+use rand_chacha::ChaCha20Rng;
+use relay_common::abi::{Counter, SessionEntry};
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// How often timers are looked at.
+const TICK: Duration = Duration::from_millis(20);
+/// How long a clean stop waits for DESTROY to leave.
+const FAREWELL: Duration = Duration::from_millis(100);
+
+/// What a node is besides its links.
+pub(super) enum Part {
+    /// Carries circuits for others.
+    Relay(Circuits),
+    /// Keeps one circuit of its own.
+    Client(Builder),
+}
+
+/// Everything that a running node owns.
+pub(super) struct Node {
+    pub(super) name: String,
+    pub(super) clock: Clock,
+    pub(super) rng: ChaCha20Rng,
+    pub(super) links: Links,
+    pub(super) part: Part,
+    pub(super) out: Outbox,
+    pub(super) worker: Worker,
+    pub(super) mode: PortMode,
+    pub(super) steering: Option<Steering>,
+    pub(super) path: Path,
+    pub(super) status: StatusSocket,
+    /// Cells that came to the kernel's socket instead of the worker.
+    pub(super) kernel_path: u64,
+}
+
+impl Node {
+    pub(super) fn outbox(arena: &'static Arena) -> Outbox {
+        Outbox::new(arena)
+    }
+
+    /// Runs until SIGTERM or SIGINT, or until the worker ends by itself.
+    pub(super) async fn run(mut self) -> Result<()> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let ended = loop {
+            tokio::select! {
+                event = self.worker.event() => self.on_event(event),
+                datagram = self.path.receive() => self.on_datagram(datagram),
+                change = self.path.neighbour() => self.path.on_neighbour(change, &self.worker),
+                stream = self.status.accept() => {
+                    if let Ok(stream) = stream {
+                        tokio::spawn(answer(stream, self.report()));
+                    }
+                }
+                _ = tick.tick() => {
+                    self.on_tick();
+                    if !self.worker.is_alive() {
+                        break Err(anyhow::anyhow!("the worker ended by itself; see the log above"));
+                    }
+                }
+                _ = terminate.recv() => break Ok(()),
+                _ = interrupt.recv() => break Ok(()),
+            }
+            self.act();
+        };
+        self.stop().await;
+        ended
+    }
+
+    async fn stop(&mut self) {
+        log::info!("stopping");
+        match &mut self.part {
+            Part::Relay(circuits) => circuits.close_all(&mut self.out),
+            Part::Client(builder) => builder.close(&mut self.out),
+        }
+        self.act();
+        tokio::time::sleep(FAREWELL).await;
+        self.links.close_all(&mut self.out);
+        self.act();
+        // In this order: a program without a socket behind it would drop what the kernel still answers for.
+        if let Some(steering) = self.steering.take() {
+            steering.detach();
+        }
+        self.worker.stop();
+    }
+
+    fn on_tick(&mut self) {
+        let now = self.clock.now();
+        self.links.on_tick(now, &mut self.rng, &mut self.out);
+        match &mut self.part {
+            Part::Relay(circuits) => circuits.on_tick(now, &mut self.out),
+            Part::Client(builder) => {
+                let last = self.worker.totals().last_delivery;
+                builder.on_tick(now, last, &self.links, &mut self.rng, &mut self.out);
+            }
+        }
+        if let Some(steering) = &mut self.steering {
+            steering.flush_log();
+        }
+    }
+
+    fn on_datagram(&mut self, (bytes, source): (Vec<u8>, SocketAddr)) {
+        if bytes.first() == Some(&(relay_common::wire::DatagramType::Cell as u8)) {
+            self.kernel_path += 1;
+            return;
+        }
+        let now = self.clock.now();
+        self.links.on_datagram(&bytes, source, now, &mut self.rng, &mut self.out);
+    }
+
+    fn on_event(&mut self, event: Event) {
+        let now = self.clock.now();
+        let (links, rng, out) = (&mut self.links, &mut self.rng, &mut self.out);
+        match (event, &mut self.part) {
+            (Event::SessionConfirmed { link, receive_index }, _) => {
+                links.on_confirmed(link, receive_index, now, out);
+            }
+            (Event::LinkSilent { link }, _) => links.on_silent(link, now, out),
+            (Event::LinkControl { link, command, frame }, _) => {
+                links.on_rekey(link, command, frame, now, rng, out);
+            }
+            (Event::Create { back, seq, frame }, Part::Relay(circuits)) => match links.identity() {
+                Some(identity) => circuits.on_create(back, seq, frame, &identity.key, links, out),
+                None => out.refuse(Refusal::Unexpected),
+            },
+            (Event::Extend { circuit, length, frame }, Part::Relay(circuits)) => {
+                circuits.on_extend(circuit, length, frame, now, links, rng, out);
+            }
+            (Event::Created { ahead, frame }, Part::Relay(circuits)) => {
+                circuits.on_created(ahead, frame, out);
+            }
+            (Event::CreateRefused { ahead, reason }, Part::Relay(circuits)) => {
+                circuits.on_create_refused(ahead, reason, links, out);
+            }
+            (Event::CircuitClosed { circuit, .. }, Part::Relay(circuits)) => {
+                circuits.on_closed(circuit, links);
+            }
+            (Event::Created { ahead, frame }, Part::Client(builder)) => {
+                builder.on_created(ahead, frame, now, rng, out);
+            }
+            (Event::Extended { circuit, depth, command, frame, .. }, Part::Client(builder)) => {
+                builder.on_extended(circuit, depth, command, frame, now, rng, out);
+            }
+            (Event::CircuitClosed { circuit, reason }, Part::Client(builder)) => {
+                builder.on_closed(circuit, reason, now);
+            }
+            (Event::CreateRefused { ahead, reason }, Part::Client(builder)) => {
+                builder.on_create_refused(ahead, reason, now);
+            }
+            (Event::Create { back, .. }, Part::Client(_)) => {
+                super::circuits::destroy(back, relay_common::wire::DestroyReason::NoSuchRelay, out);
+            }
+            (Event::Extend { .. }, Part::Client(_)) | (Event::Extended { .. }, Part::Relay(_)) => {
+                out.refuse(Refusal::Unexpected);
+            }
+        }
+    }
+
+    fn act(&mut self) {
+        for action in std::mem::take(&mut self.out.actions) {
+            match action {
+                Action::Datagram { to, bytes } => self.path.send(&bytes, to),
+                Action::Worker(command) => {
+                    if self.worker.tell(ToWorker::Engine(command)).is_err() {
+                        self.out.refuse(Refusal::WorkerBusy);
+                    }
+                }
+                Action::AdmitSession { receive_index, source } => self.admit(receive_index, source),
+                Action::DropSession { receive_index } => {
+                    if let Some(steering) = &mut self.steering
+                        && let Err(error) = steering.clear_session(receive_index)
+                    {
+                        log::error!("{error}");
+                    }
+                }
+                Action::Aim { link, remote } => self.path.aim(link, remote, &self.worker),
+                Action::Forget { link } => self.path.forget(link, &self.worker),
+            }
+        }
+    }
+
+    fn admit(&mut self, receive_index: u32, source: SocketAddr) {
+        let Some(steering) = &mut self.steering else { return };
+        let address = match source.ip() {
+            IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+            IpAddr::V6(v6) => v6.octets(),
+        };
+        let entry = SessionEntry::new(receive_index, address, source.port(), 0);
+        if let Err(error) = steering.set_session(&entry) {
+            log::error!("{error}");
+        }
+    }
+
+    fn report(&self) -> Status {
+        let totals = self.worker.totals();
+        let mut drops = BTreeMap::new();
+        for reason in DropReason::ALL {
+            drops.insert(reason.name().to_owned(), totals.engine.dropped(reason));
+        }
+        for reason in Refusal::ALL {
+            drops.insert(reason.name().to_owned(), self.out.refusals[reason as usize]);
+        }
+        for (name, count) in &totals.edge {
+            drops.insert(format!("edge_{name}"), *count);
+        }
+        let port = totals.port;
+        for (name, count) in [
+            ("port_tx_lost", port.tx_lost),
+            ("port_tx_full", port.tx_full),
+            ("port_unresolved", port.tx_unresolved),
+            ("port_invalid", port.invalid),
+            ("port_rx_ring_full", port.rx_ring_full),
+            ("port_rx_no_frame", port.rx_no_frame),
+            ("port_rx_dropped", port.rx_dropped),
+        ] {
+            drops.insert(name.to_owned(), count);
+        }
+        let mut redirected = 0;
+        if let Some(counters) = self.steering.as_ref().and_then(|steering| steering.counters().ok()) {
+            redirected = counters.get(Counter::Redirected);
+            for (name, count) in counters.iter() {
+                drops.insert(format!("xdp_{name}"), count);
+            }
+        }
+        drops.retain(|name, count| *count > 0 && !matches!(name.as_str(), "xdp_passed" | "xdp_handshake" | "xdp_redirected"));
+        let links: Vec<LinkStatus> =
+            self.links.states().map(|(peer, up)| LinkStatus { peer: peer.to_owned(), up }).collect();
+        let (role, ready) = match &self.part {
+            Part::Relay(_) => ("relay", links.iter().all(|link| link.up)),
+            Part::Client(builder) => ("client", builder.is_open()),
+        };
+        Status {
+            name: self.name.clone(),
+            role,
+            ready,
+            xdp_mode: self.mode.xdp.map(|mode| mode.name()),
+            bind_mode: self.mode.bind.name(),
+            redirected,
+            kernel_path: self.kernel_path,
+            missed_slots: totals.engine.missed_slots,
+            cells_sent: totals.engine.sent,
+            cells_received: totals.engine.received,
+            drops,
+            links,
+            circuits: totals.circuits,
+        }
+    }
+}
+
+/// Starts the runtime that control planes run on: one thread, since the worker is the one that needs a core.
+pub(super) fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().context("the async runtime")
+}
+
+/// Refuses a path of any other length than three.
+pub(super) fn check_path_len(len: usize) -> Result<()> {
+    if len != relay_common::wire::MAX_HOPS {
+        bail!("a circuit has {} relays, the path names {len}", relay_common::wire::MAX_HOPS);
+    }
+    Ok(())
+}

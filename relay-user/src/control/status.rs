@@ -1,0 +1,81 @@
+//! What the operator may see: totals, over a Unix socket. No address, no payload-against-cover, nothing by client.
+
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use tokio::io::AsyncWriteExt;
+use tokio::net::UnixListener;
+
+/// One node's state and totals since start.
+#[derive(Debug, Serialize)]
+pub(super) struct Status {
+    pub(super) name: String,
+    pub(super) role: &'static str,
+    pub(super) ready: bool,
+    pub(super) xdp_mode: Option<&'static str>,
+    pub(super) bind_mode: &'static str,
+    pub(super) redirected: u64,
+    pub(super) kernel_path: u64,
+    pub(super) missed_slots: u64,
+    pub(super) cells_sent: u64,
+    pub(super) cells_received: u64,
+    pub(super) drops: BTreeMap<String, u64>,
+    pub(super) links: Vec<LinkStatus>,
+    pub(super) circuits: u64,
+}
+
+/// One link to a relay of the network document.
+#[derive(Debug, Serialize)]
+pub(super) struct LinkStatus {
+    pub(super) peer: String,
+    pub(super) up: bool,
+}
+
+/// The status socket; its file goes when this is dropped.
+#[derive(Debug)]
+pub(super) struct StatusSocket {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl StatusSocket {
+    /// Listens on `path`, readable by the owner only. A socket file that nobody listens on is replaced.
+    pub(super) fn bind(path: &Path) -> io::Result<Self> {
+        if let Some(parent) = path.parent() {
+            std::fs::create_dir_all(parent)?;
+        }
+        if std::os::unix::net::UnixStream::connect(path).is_ok() {
+            return Err(io::Error::new(io::ErrorKind::AddrInUse, "another process listens on it"));
+        }
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let listener = UnixListener::bind(path)?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+        Ok(Self { listener, path: path.to_owned() })
+    }
+
+    /// A reader's connection.
+    pub(super) async fn accept(&self) -> io::Result<tokio::net::UnixStream> {
+        self.listener.accept().await.map(|(stream, _)| stream)
+    }
+}
+
+impl Drop for StatusSocket {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// Writes `status` as one JSON document, within a second.
+pub(super) async fn answer(mut stream: tokio::net::UnixStream, status: Status) {
+    let Ok(json) = serde_json::to_vec(&status) else { return };
+    let write = async {
+        stream.write_all(&json).await?;
+        stream.shutdown().await
+    };
+    let _ = tokio::time::timeout(std::time::Duration::from_secs(1), write).await;
+}

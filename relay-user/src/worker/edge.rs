@@ -1,0 +1,223 @@
+//! The edge that a node has, as the engine sees it: cells on one side, packets on the other.
+
+use crate::edge::{BlockKind, ClientEdge, ExitEdge, Packer, Reassembler};
+use crate::engine::time::Nanos;
+use crate::engine::{Edge, Engine};
+use rand_chacha::ChaCha20Rng;
+use relay_common::wire::DATA_LEN;
+
+/// Bytes of packets that may wait for a circuit's cells: about 50 cells.
+const PACKER_BYTES: usize = 64 * 1024;
+/// Cells that may arrive out of order.
+const REORDER_CELLS: usize = 64;
+
+/// A node's edge.
+pub enum NodeEdge {
+    /// A relay that ends no circuits.
+    None,
+    /// A client's TUN.
+    Client(Box<ClientSide>),
+    /// An exit's TUN and address pool.
+    Exit(Box<ExitSide>),
+}
+
+/// A client's TUN and the circuit that carries its packets.
+pub struct ClientSide {
+    tun: ClientEdge,
+    packer: Packer,
+    reassembler: Reassembler,
+    circuit: Option<u32>,
+    last_delivery: Nanos,
+}
+
+/// An exit's TUN, and the packets of each circuit that ends here.
+pub struct ExitSide {
+    tun: ExitEdge,
+    rng: ChaCha20Rng,
+    circuits: Vec<Option<Box<Buffers>>>,
+    refused: u64,
+}
+
+struct Buffers {
+    packer: Packer,
+    reassembler: Reassembler,
+}
+
+impl Buffers {
+    fn new() -> Self {
+        Self { packer: Packer::new(PACKER_BYTES), reassembler: Reassembler::new(REORDER_CELLS) }
+    }
+}
+
+impl NodeEdge {
+    /// The edge of a client with `tun`.
+    pub fn client(tun: ClientEdge) -> Self {
+        let Buffers { packer, reassembler } = Buffers::new();
+        Self::Client(Box::new(ClientSide {
+            tun,
+            packer,
+            reassembler,
+            circuit: None,
+            last_delivery: Nanos(0),
+        }))
+    }
+
+    /// The edge of an exit with `tun`, for up to `circuits` circuits; `rng` chooses their addresses.
+    pub fn exit(tun: ExitEdge, circuits: u32, rng: ChaCha20Rng) -> Self {
+        let circuits = std::iter::repeat_with(|| None).take(circuits as usize).collect();
+        Self::Exit(Box::new(ExitSide { tun, rng, circuits, refused: 0 }))
+    }
+
+    /// Moves up to `max` packets from the TUN towards cells.
+    pub(super) fn pump(&mut self, engine: &mut Engine, now: Nanos, max: usize) {
+        match self {
+            Self::None => {}
+            Self::Client(side) => {
+                // With no circuit the packets still leave the TUN, so that none of them is stale later.
+                side.tun.pump(&mut side.packer, now.0, max);
+            }
+            Self::Exit(side) => {
+                for _ in 0..max {
+                    let Some((circuit, kind, packet)) = side.tun.read() else { break };
+                    let buffers = side.circuits.get_mut(circuit as usize).and_then(Option::as_mut);
+                    let pushed = buffers.map(|buffers| buffers.packer.push(kind, packet, now.0).is_ok());
+                    match pushed {
+                        Some(true) => engine.notify_data(circuit),
+                        _ => side.tun.refused(),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Gives up on cells that never came.
+    pub(super) fn housekeep(&mut self, now: Nanos) {
+        match self {
+            Self::None => {}
+            Self::Client(side) => {
+                let ClientSide { tun, reassembler, .. } = &mut **side;
+                reassembler.flush(now.0, &mut |kind, packet| tun.deliver(kind, packet));
+            }
+            Self::Exit(side) => {
+                let ExitSide { tun, circuits, .. } = &mut **side;
+                for (circuit, buffers) in (0u32..).zip(circuits.iter_mut()) {
+                    if let Some(buffers) = buffers {
+                        let sink = &mut |kind: BlockKind, packet: &[u8]| tun.deliver(circuit, kind, packet);
+                        buffers.reassembler.flush(now.0, sink);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Drops by reason, those that occurred.
+    pub(super) fn drops(&self) -> Vec<(&'static str, u64)> {
+        let (drops, refused) = match self {
+            Self::None => return Vec::new(),
+            Self::Client(side) => (side.tun.drops(), 0),
+            Self::Exit(side) => (side.tun.drops(), side.refused),
+        };
+        drops
+            .iter()
+            .chain([("no_pool_address", refused)])
+            .filter(|&(_, count)| count > 0)
+            .collect()
+    }
+
+    /// When a cell last came to a client's circuit.
+    pub(super) fn last_delivery(&self) -> Nanos {
+        match self {
+            Self::Client(side) => side.last_delivery,
+            _ => Nanos(0),
+        }
+    }
+}
+
+impl Edge for NodeEdge {
+    fn deliver(&mut self, circuit: u32, seq: u64, data: &[u8; DATA_LEN], block_offset: u16, now: Nanos) {
+        match self {
+            Self::None => {}
+            Self::Client(side) => {
+                let ClientSide { tun, reassembler, .. } = &mut **side;
+                if side.circuit == Some(circuit) {
+                    side.last_delivery = now;
+                    reassembler.accept(seq, data, block_offset, &mut |kind, packet| tun.deliver(kind, packet));
+                }
+            }
+            Self::Exit(side) => {
+                let Some(slot) = side.circuits.get_mut(circuit as usize) else { return };
+                if slot.is_none() {
+                    if side.tun.open_circuit(circuit, now.0, &mut side.rng).is_err() {
+                        side.refused += 1;
+                        return;
+                    }
+                    *slot = Some(Box::new(Buffers::new()));
+                }
+                let tun = &mut side.tun;
+                if let Some(buffers) = slot {
+                    let sink = &mut |kind: BlockKind, packet: &[u8]| tun.deliver(circuit, kind, packet);
+                    buffers.reassembler.accept(seq, data, block_offset, sink);
+                }
+            }
+        }
+    }
+
+    fn fill(&mut self, circuit: u32, data: &mut [u8; DATA_LEN], now: Nanos) -> u16 {
+        let packer = match self {
+            Self::Client(side) if side.circuit == Some(circuit) => Some(&mut side.packer),
+            Self::Exit(side) => side
+                .circuits
+                .get_mut(circuit as usize)
+                .and_then(Option::as_mut)
+                .map(|buffers| &mut buffers.packer),
+            _ => None,
+        };
+        match packer {
+            Some(packer) => packer.fill(data, now.0).block_offset,
+            None => {
+                data.fill(0);
+                0
+            }
+        }
+    }
+
+    fn has_data(&self, circuit: u32) -> bool {
+        match self {
+            Self::None => false,
+            Self::Client(side) => side.circuit == Some(circuit) && !side.packer.is_empty(),
+            Self::Exit(side) => side
+                .circuits
+                .get(circuit as usize)
+                .and_then(Option::as_ref)
+                .is_some_and(|buffers| !buffers.packer.is_empty()),
+        }
+    }
+
+    fn opened(&mut self, circuit: u32, now: Nanos) {
+        if let Self::Client(side) = self {
+            let Buffers { packer, reassembler } = Buffers::new();
+            side.packer = packer;
+            side.reassembler = reassembler;
+            side.circuit = Some(circuit);
+            side.last_delivery = now;
+        }
+    }
+
+    fn closed(&mut self, circuit: u32, now: Nanos) {
+        match self {
+            Self::None => {}
+            Self::Client(side) => {
+                if side.circuit == Some(circuit) {
+                    side.circuit = None;
+                }
+            }
+            Self::Exit(side) => {
+                if let Some(slot) = side.circuits.get_mut(circuit as usize)
+                    && slot.take().is_some()
+                {
+                    side.tun.close_circuit(circuit, now.0);
+                }
+            }
+        }
+    }
+}

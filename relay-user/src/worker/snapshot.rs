@@ -1,0 +1,39 @@
+//! Totals that a worker publishes and the control plane reads.
+
+use crate::engine::Counters;
+use crate::engine::time::Nanos;
+use crate::port::PortCounters;
+use std::sync::Mutex;
+
+/// A worker's totals since start; none of them tells payload from cover or one peer from another.
+#[derive(Clone, Debug, Default)]
+pub struct Totals {
+    /// The engine's.
+    pub engine: Counters,
+    /// The port's.
+    pub port: PortCounters,
+    /// Circuits known now.
+    pub circuits: u64,
+    /// The edge's drops by reason.
+    pub edge: Vec<(&'static str, u64)>,
+    /// When a cell last came to a client's circuit; zero before.
+    pub last_delivery: Nanos,
+}
+
+/// The last published [`Totals`]. The worker never waits for a reader: it skips a turn instead.
+#[derive(Debug, Default)]
+pub struct Snapshot(Mutex<Totals>);
+
+impl Snapshot {
+    /// Replaces the totals, or leaves them where a reader holds them.
+    pub fn publish(&self, totals: &Totals) {
+        if let Ok(mut held) = self.0.try_lock() {
+            held.clone_from(totals);
+        }
+    }
+
+    /// The totals last published.
+    pub fn read(&self) -> Totals {
+        self.0.lock().map(|totals| totals.clone()).unwrap_or_default()
+    }
+}
