@@ -16,8 +16,8 @@ use proptest::{
 };
 use relay_common::{
     abi::{
-        Counter, GLOBAL_LOG, GLOBAL_PORT, MAP_COUNTERS, MAP_SESSIONS, MAP_SOCKETS, PROGRAM, SESSION_ENTRY_LEN,
-        SESSION_SLOTS, SOCKET_SLOTS, SessionEntry, session_slot,
+        Counter, GLOBAL_LOG, GLOBAL_PORT, MAP_COUNTERS, MAP_SESSIONS, MAP_SOCKETS, PROGRAM,
+        SESSION_ENTRY_LEN, SESSION_SLOTS, SOCKET_SLOTS, SessionEntry, session_slot,
     },
     classify::{DropReason, Verdict, classify},
     cursor::SliceCursor,
@@ -70,8 +70,7 @@ impl Kernel {
     fn bind_socket(&mut self) {
         let socket = rustix::net::socket(AddressFamily::XDP, SocketType::RAW, None).expect("AF_XDP socket");
         rustix::net::sockopt::set_xdp_rx_ring_size(&socket, 64).expect("receive ring");
-        let mut map: XskMap<_> =
-            self.ebpf.map_mut(MAP_SOCKETS).expect("map").try_into().expect("socket map");
+        let mut map: XskMap<_> = self.ebpf.map_mut(MAP_SOCKETS).expect("map").try_into().expect("socket map");
         map.set(0, socket.as_raw_fd(), 0).expect("a socket with a ring is accepted");
         self.socket = Some(socket);
     }
@@ -97,7 +96,9 @@ impl Kernel {
     fn predict(&self, frame: &[u8]) -> Outcome {
         let session = |slot| {
             let mut entries = self.sessions.iter();
-            Some(entries.find(|entry| session_slot(entry.receiver_index) == slot).copied().unwrap_or_default())
+            Some(
+                entries.find(|entry| session_slot(entry.receiver_index) == slot).copied().unwrap_or_default(),
+            )
         };
         match classify(SliceCursor::new(frame), PORT, session) {
             Verdict::Pass => (XDP_PASS, vec![Counter::Passed]),
@@ -203,7 +204,10 @@ fn corpus() -> Vec<(Counter, Vec<u8>)> {
         (drop(DropReason::UnknownType), ipv4(0, 0, 0, &udp(PORT, &payload(9, INDEX, CELL_LEN)))),
         (drop(DropReason::TypeLength), ipv4(0, 0, 0, &udp(PORT, &payload(1, INDEX, RETRY_LEN)))),
         (drop(DropReason::ReservedBits), ipv4(0, 0, 0, &udp(PORT, &reserved))),
-        (drop(DropReason::NoSession), ipv4(0, 0, 0, &udp(PORT, &payload(1, INDEX ^ SESSION_SLOTS, CELL_LEN)))),
+        (
+            drop(DropReason::NoSession),
+            ipv4(0, 0, 0, &udp(PORT, &payload(1, INDEX ^ SESSION_SLOTS, CELL_LEN))),
+        ),
         (drop(DropReason::NoSession), ipv4(0, 0, 0, &udp(PORT, &payload(1, 7, CELL_LEN)))),
         (drop(DropReason::UnexpectedSource), elsewhere),
     ]
