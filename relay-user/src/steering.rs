@@ -232,11 +232,11 @@ impl Steering {
         self.mode
     }
 
-    /// Hands the cells that arrive on receive queue `queue` to the AF_XDP socket `socket`, which must have a receive
-    /// ring. The kernel forgets the socket by itself when it is closed.
+    /// Hands the cells that arrive on receive queue `queue` to the AF_XDP socket `socket`. Cells only reach
+    /// a socket bound to this interface and queue. The kernel forgets it by itself when it is closed.
     ///
     /// # Errors
-    /// [`SteeringError::Queue`], or [`SteeringError::Map`] where `socket` is not such a socket.
+    /// [`SteeringError::Queue`], or [`SteeringError::Map`] where `socket` is no AF_XDP socket.
     pub fn bind_socket(&mut self, queue: u32, socket: impl AsFd) -> Result<(), SteeringError> {
         if queue >= SOCKET_SLOTS {
             return Err(SteeringError::Queue { queue });
@@ -416,7 +416,8 @@ mod tests {
     #[test]
     fn the_kernels_refusals_are_told_apart() {
         let refuse = |errno: Errno| {
-            attach_error("wire0", XdpMode::Native, ProgramError::IOError(io::Error::from(errno)))
+            let source = aya::sys::SyscallError { call: "bpf_link_create", io_error: errno.into() };
+            attach_error("wire0", XdpMode::Native, ProgramError::SyscallError(source))
         };
         assert!(matches!(refuse(Errno::BUSY), SteeringError::AlreadyAttached { .. }));
         assert!(matches!(refuse(Errno::EXIST), SteeringError::AlreadyAttached { .. }));

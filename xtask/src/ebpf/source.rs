@@ -85,7 +85,10 @@ fn field<'a>(block: &'a str, key: &str) -> Option<&'a str> {
 
 fn dependencies(block: &str) -> impl Iterator<Item = &str> {
     let list = block.split_once("dependencies = [").map_or("", |(_, list)| list);
-    list.lines().map(|line| line.trim().trim_end_matches(',').trim_matches('"')).filter(|name| name.len() > 1)
+    let list = list.split(']').next().unwrap_or_default();
+    list.lines()
+        .map(|line| line.trim().trim_end_matches(',').trim_matches('"'))
+        .filter(|name| !name.is_empty())
 }
 
 #[cfg(test)]
