@@ -20,5 +20,6 @@
 )]
 
 mod arena;
+mod ring;
 
 pub use arena::{Arena, Frame, FramePool};
