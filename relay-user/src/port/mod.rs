@@ -3,12 +3,15 @@
 //! A port moves frames whose data is a UDP payload. It knows nothing of links or cells; a *slot* here is only the
 //! number that the engine gave a link, and selects the header template or address that its datagrams go out with.
 
+pub mod afxdp;
+mod headers;
 pub mod memory;
 
 use std::net::SocketAddr;
 
 use crate::xsk::{Frame, FramePool};
 
+pub use afxdp::AfXdpPort;
 pub use memory::MemoryPort;
 
 /// A datagram that came in.
