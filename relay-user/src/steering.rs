@@ -25,10 +25,8 @@ use rustix::{
 use thiserror::Error;
 
 /// The XDP program as an ELF object, built by `cargo xtask ebpf build`.
-pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(
-    env!("CARGO_MANIFEST_DIR"),
-    "/../relay-ebpf/relay.bpf.o"
-));
+pub static OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/../relay-ebpf/relay.bpf.o"));
 
 /// How the operator wants the program attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -408,7 +406,10 @@ mod tests {
     fn a_missing_interface_is_named() {
         for name in ["ewt-none", "", "a-name-that-is-far-too-long", "nul\0name"] {
             let error = Steering::attach(name, AttachMode::Auto, 7443).err().expect("there is none");
-            assert!(matches!(&error, SteeringError::NoInterface { interface } if interface == name), "{error}");
+            assert!(
+                matches!(&error, SteeringError::NoInterface { interface } if interface == name),
+                "{error}"
+            );
         }
     }
 

@@ -1,15 +1,19 @@
 //! The port over AF_XDP: one socket on one queue. Cells go out in the frame they are in, with the headers written in
 //! front of them, and the kernel's network stack sees neither direction.
 
-use std::os::fd::RawFd;
+use std::io;
+use std::time::Duration;
 
 use relay_common::classify::locate;
 use relay_common::cursor::SliceCursor;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 
 use super::headers::{HeaderTemplate, socket_address};
 use super::{
     BindMode, Peer, PeerTable, Port, PortCounters, PortMode, Received, Refusal, TransmitError, XdpMode,
 };
+use crate::steering::{Steering, SteeringError};
 use crate::xsk::{Arena, Frame, FramePool, SocketConfig, SocketError, XskSocket};
 
 /// System calls that one flush may make. Copy mode needs one per 32 packets on kernels before 6.17, and one more per
@@ -23,6 +27,7 @@ const LOOKS_PER_DATAGRAM: usize = 2;
 /// A port on one queue of one interface.
 pub struct AfXdpPort {
     socket: XskSocket,
+    queue: u32,
     xdp: Option<XdpMode>,
     udp_port: u16,
     /// Frames that shall be with the kernel to be received into.
@@ -35,9 +40,8 @@ pub struct AfXdpPort {
 struct Slot(Option<Box<HeaderTemplate>>);
 
 impl AfXdpPort {
-    /// Opens a port for datagrams to UDP port `udp_port` over frames of `arena`. `xdp` is how the program that steers
-    /// packets here is attached; the caller puts [`Self::raw_fd`] into its map. With `share`, the two ports share
-    /// one UMEM.
+    /// Opens a port for datagrams to UDP port `udp_port` over frames of `arena`. Nothing arrives before
+    /// [`Self::steer`]. With `share`, the two ports share one UMEM.
     ///
     /// # Errors
     /// [`SocketError`], naming interface and queue.
@@ -45,13 +49,13 @@ impl AfXdpPort {
         arena: &'static Arena,
         config: &SocketConfig,
         udp_port: u16,
-        xdp: Option<XdpMode>,
         share: Option<&Self>,
     ) -> Result<Self, SocketError> {
         let socket = XskSocket::open(arena, config, share.map(|port| &port.socket))?;
         let mut port = Self {
             socket,
-            xdp,
+            queue: config.queue,
+            xdp: None,
             udp_port,
             // No port may starve the others: at most half of what there is goes into one fill ring.
             fill_level: config.ring.min(arena.frames() / 2).max(1),
@@ -62,14 +66,28 @@ impl AfXdpPort {
         Ok(port)
     }
 
-    /// The socket's number, to put into the XSKMAP. Not to be duplicated.
-    pub fn raw_fd(&self) -> RawFd {
-        self.socket.raw_fd()
+    /// Lets `steering` hand the cells of this port's queue to it, and notes how the program is attached.
+    ///
+    /// # Errors
+    /// As [`Steering::bind_socket`].
+    pub fn steer(&mut self, steering: &mut Steering) -> Result<(), SteeringError> {
+        steering.bind_socket(self.queue, self.socket.fd())?;
+        self.xdp = Some(steering.mode());
+        Ok(())
     }
 
-    /// Tells the port how the steering program turned out to be attached, where that is known only after the bind.
-    pub fn set_xdp_mode(&mut self, xdp: Option<XdpMode>) {
-        self.xdp = xdp;
+    /// Waits until something has arrived, for at most `limit`. `true` when it has.
+    ///
+    /// # Errors
+    /// What poll(2) reports; an interrupting signal counts as nothing having arrived.
+    pub fn wait(&self, limit: Duration) -> io::Result<bool> {
+        let limit = Timespec::try_from(limit).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let socket = self.socket.fd();
+        match poll(&mut [PollFd::from_borrowed_fd(socket, PollFlags::IN)], Some(&limit)) {
+            Ok(ready) => Ok(ready > 0),
+            Err(Errno::INTR) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn top_up(&mut self, mut take: impl FnMut() -> Option<Frame>) {

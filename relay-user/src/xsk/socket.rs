@@ -1,6 +1,6 @@
 //! An AF_XDP socket on one queue of one interface, with its four rings.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -238,10 +238,11 @@ impl XskSocket {
         self.socket.as_ref().expect("present until drop")
     }
 
-    /// The socket's number, for the XSKMAP and for polling. Whoever duplicates it must not outlive this value: the
-    /// kernel would go on writing into frames that were given back.
-    pub fn raw_fd(&self) -> RawFd {
-        self.socket().as_raw_fd()
+    /// The socket, to put it into the XSKMAP and to poll it. It must not be duplicated, which is why it stays inside
+    /// this crate: a duplicate would keep the socket open past this value, and the kernel would go on writing into
+    /// frames that were given back.
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.socket().as_fd()
     }
 
     /// Whether the device works on the frames itself.
@@ -402,7 +403,8 @@ impl Drop for XskSocket {
             from = index + 1;
             let lent = self.lent_receive.take_back(index);
             debug_assert!(lent);
-            // SAFETY: the chunk was lent and not taken back, and the socket, of which no duplicate exists, is closed.
+            // SAFETY: the chunk was lent and not taken back, and the socket is closed; `fd` keeps
+            // its number inside the crate, which never duplicates it.
             drop(unsafe { Frame::from_chunk(self.arena, index, 0, 0) });
         }
     }
