@@ -181,7 +181,9 @@ impl XskSocket {
         let socket =
             rustix::net::socket_with(AddressFamily::XDP, SocketType::RAW, SocketFlags::CLOEXEC, None)
                 .map_err(at("create a socket"))?;
-        let interface = netdevice::name_to_index(&socket, &config.interface)
+        // AF_XDP sockets take no interface ioctl, so a socket that does has to ask.
+        let interface = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None)
+            .and_then(|asking| netdevice::name_to_index(asking, &config.interface))
             .map_err(|_| SocketError::NoInterface { interface: config.interface.clone() })?;
 
         if let Some(share) = share {
