@@ -3,12 +3,16 @@
 //! A port moves frames whose data is a UDP payload. It knows nothing of links or cells; a *slot* here is only the
 //! number that the engine gave a link, and selects the header template or address that its datagrams go out with.
 
+pub mod afxdp;
+mod headers;
 pub mod memory;
 
 use std::net::SocketAddr;
 
 use crate::xsk::{Frame, FramePool};
 
+pub use crate::steering::XdpMode;
+pub use afxdp::AfXdpPort;
 pub use memory::MemoryPort;
 
 /// A datagram that came in.
@@ -31,25 +35,6 @@ pub struct Peer {
     pub macs: Option<([u8; 6], [u8; 6])>,
     /// VLAN id (1 to 4094) to tag with, if any. Only an AF_XDP port looks at it.
     pub vlan: Option<u16>,
-}
-
-/// How an XDP program is attached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum XdpMode {
-    /// In the driver, before the kernel makes a socket buffer.
-    Native,
-    /// In the kernel's stack, after it: any interface, far slower.
-    Generic,
-}
-
-impl XdpMode {
-    /// The word that status and configuration use.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Native => "native",
-            Self::Generic => "generic",
-        }
-    }
 }
 
 /// How packets get from the port's memory to the device.

@@ -89,6 +89,11 @@ impl Arena {
         Some(Frame { arena: self, index, offset: Frame::CELL_OFFSET, len: CELL_FRAME_LEN })
     }
 
+    /// Address of the first byte, for registering the arena with the kernel.
+    pub(super) fn base(&self) -> *mut u8 {
+        self.base.as_ptr()
+    }
+
     fn chunk(&self, index: u32) -> NonNull<u8> {
         assert!(index < self.frames, "frame {index} of an arena of {}", self.frames);
         // SAFETY: `index < frames`, so the offset stays inside the one allocation of `frames * CHUNK` bytes.
@@ -161,6 +166,32 @@ impl Frame {
         );
         self.offset = offset;
         self.len = len;
+    }
+
+    /// Gives the frame up to the kernel: its chunk's number and the part in use, as offset and length. Until
+    /// [`Self::from_chunk`] the chunk has no owner in this process.
+    pub(super) fn into_chunk(self) -> (u32, u16, u16) {
+        let frame = std::mem::ManuallyDrop::new(self);
+        (frame.index, frame.offset, frame.len)
+    }
+
+    /// Takes a chunk back that [`Self::into_chunk`] gave up. `None` where the part would leave the arena.
+    ///
+    /// # Safety
+    /// The chunk was given up by [`Self::into_chunk`], was not taken back since, and the kernel is done with it.
+    pub(super) unsafe fn from_chunk(
+        arena: &'static Arena,
+        index: u32,
+        offset: u16,
+        len: u16,
+    ) -> Option<Self> {
+        let inside = index < arena.frames && usize::from(offset) + usize::from(len) <= Arena::CHUNK;
+        inside.then(|| Self { arena, index, offset, len })
+    }
+
+    /// The arena that the frame's chunk is of.
+    pub(super) fn arena(&self) -> &'static Arena {
+        self.arena
     }
 
     /// The part in use as a cell, if it is as long as one.

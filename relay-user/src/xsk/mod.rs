@@ -20,5 +20,10 @@
 )]
 
 mod arena;
+mod lent;
+mod mapping;
+mod ring;
+mod socket;
 
 pub use arena::{Arena, Frame, FramePool};
+pub use socket::{BindRequest, Kick, SocketConfig, SocketError, XskSocket};
