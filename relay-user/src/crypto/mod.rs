@@ -1,18 +1,1 @@
-//! Keys, handshakes and the AEAD layers of links and circuits.
 //!
-//! ```text
-//! handshake (Noise, ML-KEM) -> Split -+-> LinkKeys   one AEAD pass per cell and link
-//!                                     \-> HopKeys    one AEAD pass per cell and hop
-//! ```
-//!
-//! Everything that the data plane calls per cell works in place and allocates nothing.
-
-mod aead;
-mod hop;
-mod link;
-mod split;
-
-pub use aead::{AeadKey, Suite, Unauthentic, UnknownSuite};
-pub use hop::HopKeys;
-pub use link::LinkKeys;
-pub use split::Split;
