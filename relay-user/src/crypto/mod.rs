@@ -8,11 +8,17 @@
 //! Everything that the data plane calls per cell works in place and allocates nothing.
 
 mod aead;
+
+pub mod handshake;
 mod hop;
+pub mod keys;
 mod link;
+
 mod split;
 
 pub use aead::{AeadKey, Suite, Unauthentic, UnknownSuite};
+pub use handshake::{HandshakeError, HandshakeRole, Initiator, respond};
 pub use hop::HopKeys;
+pub use keys::{OperatorKey, StaticKey};
 pub use link::LinkKeys;
 pub use split::Split;
