@@ -8,11 +8,13 @@
 //! Everything that the data plane calls per cell works in place and allocates nothing.
 
 mod aead;
+pub mod datagram;
 
 pub mod handshake;
 mod hop;
 pub mod keys;
 mod link;
+pub mod retry;
 
 mod split;
 
