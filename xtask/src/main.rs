@@ -4,18 +4,47 @@ mod ci;
 mod ebpf;
 mod run;
 mod test;
+mod tools;
 
-use clap::Parser;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
 
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", about = "Evenwire's developer commands")]
-enum Xtask {
-    /// Build, check or show the committed XDP object.
-    Ebpf(ebpf::EbpfArgs),
+struct Arguments {
+    #[command(subcommand)]
+    command: Task,
 }
 
-fn main() -> anyhow::Result<()> {
-    match Xtask::parse() {
-        Xtask::Ebpf(args) => ebpf::run(args),
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Run the relay network over three hops on this machine and watch its wire (needs root)
+    Run(run::RunArgs),
+    /// Run every test that this machine and user allow, and list what was left out
+    Test(test::TestArgs),
+    /// Everything that must hold before a change is merged
+    Ci,
+    /// Build, verify or disassemble the XDP program
+    Ebpf(ebpf::EbpfArgs),
+    /// The HTTP server of the lab's service
+    #[command(hide = true)]
+    Serve(run::serve::ServeArgs),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().command {
+        Task::Run(args) => run::run(&args),
+        Task::Test(args) => test::run(&args),
+        Task::Ci => ci::run(),
+        Task::Ebpf(args) => ebpf::run(args),
+        Task::Serve(args) => run::serve::run(&args),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }

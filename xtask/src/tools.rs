@@ -1,0 +1,88 @@
+//! Programs that the developer commands need beyond Rust's own.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+/// (program, Debian package)
+const TOOLS: [(&str, &str); 7] = [
+    ("nft", "nftables"),
+    ("iperf3", "iperf3"),
+    ("tcpdump", "tcpdump"),
+    ("ethtool", "ethtool"),
+    ("curl", "curl"),
+    ("ip", "iproute2"),
+    ("ping", "iputils-ping"),
+];
+
+/// Where programs for the administrator live; an ordinary user's `PATH` leaves the sbin ones out.
+const SYSTEM_DIRS: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"];
+
+/// Installs what is missing with the distribution's package manager, saying so.
+pub(crate) fn install_missing() -> Result<()> {
+    let packages = missing();
+    if packages.is_empty() {
+        return Ok(());
+    }
+    let list = packages.join(" ");
+    if find("apt-get").is_none() {
+        bail!(
+            "missing programs, and no apt-get to install them with; install what these packages contain: {list}"
+        );
+    }
+    println!("installing {list} with apt-get");
+    let install = || {
+        Command::new("apt-get")
+            .args(["install", "--yes", "--no-install-recommends"])
+            .args(&packages)
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .status()
+            .context("cannot run apt-get")
+    };
+    if !install()?.success() {
+        // A fresh image has no package lists yet.
+        Command::new("apt-get").arg("update").stdin(Stdio::null()).stdout(Stdio::null()).status()?;
+        if !install()?.success() {
+            bail!("apt-get could not install {list}: install them by hand and start again");
+        }
+    }
+    let still = missing();
+    if !still.is_empty() {
+        bail!("still missing after apt-get: {}", still.join(" "));
+    }
+    Ok(())
+}
+
+/// Packages whose program is not there.
+pub(crate) fn missing() -> Vec<&'static str> {
+    TOOLS.iter().filter(|(program, _)| find(program).is_none()).map(|&(_, package)| package).collect()
+}
+
+/// The `cargo` that started this command, or else that of the `PATH`.
+pub(crate) fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(workspace());
+    command
+}
+
+/// The root of the source tree.
+pub(crate) fn workspace() -> &'static Path {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().unwrap_or(here)
+}
+
+/// Where cargo puts what it builds.
+pub(crate) fn target_dir() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from)
+}
+
+fn find(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(SYSTEM_DIRS.iter().map(PathBuf::from))
+        .map(|dir| dir.join(program))
+        .find(|candidate| candidate.is_file())
+}
