@@ -87,7 +87,7 @@ pub enum SteeringError {
     },
     /// The kernel refused although the capabilities seem to be there, as it does in a user namespace.
     #[error(
-        "the kernel does not permit loading XDP for {interface}: {source}; CAP_BPF and CAP_NET_ADMIN must be held \
+        "the kernel does not permit loading XDP for {interface}: {source}; CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN must be held \
          in the initial user namespace"
     )]
     NotPermitted {
@@ -377,16 +377,18 @@ fn effective_capabilities() -> CapabilitySet {
     rustix::thread::capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.effective)
 }
 
-/// What `held` lacks of what loading and attaching an XDP program takes (capabilities(7), CAP_BPF).
+/// What `held` lacks of what loading and attaching the XDP program takes (capabilities(7)). CAP_PERFMON is there for
+/// the verifier: without it, no program may move over a header whose length the packet states.
 fn missing_capabilities(held: CapabilitySet) -> Vec<&'static str> {
     if held.contains(CapabilitySet::SYS_ADMIN | CapabilitySet::NET_ADMIN) {
         return Vec::new();
     }
-    [(CapabilitySet::BPF, "CAP_BPF"), (CapabilitySet::NET_ADMIN, "CAP_NET_ADMIN")]
-        .into_iter()
-        .filter(|(capability, _)| !held.contains(*capability))
-        .map(|(_, name)| name)
-        .collect()
+    let needed = [
+        (CapabilitySet::BPF, "CAP_BPF"),
+        (CapabilitySet::PERFMON, "CAP_PERFMON"),
+        (CapabilitySet::NET_ADMIN, "CAP_NET_ADMIN"),
+    ];
+    needed.into_iter().filter(|(capability, _)| !held.contains(*capability)).map(|(_, name)| name).collect()
 }
 
 #[cfg(test)]
@@ -395,10 +397,12 @@ mod tests {
 
     #[test]
     fn names_what_is_missing() {
-        assert_eq!(missing_capabilities(CapabilitySet::empty()), ["CAP_BPF", "CAP_NET_ADMIN"]);
-        assert_eq!(missing_capabilities(CapabilitySet::NET_ADMIN), ["CAP_BPF"]);
-        assert_eq!(missing_capabilities(CapabilitySet::SYS_ADMIN), ["CAP_BPF", "CAP_NET_ADMIN"]);
-        assert!(missing_capabilities(CapabilitySet::BPF | CapabilitySet::NET_ADMIN).is_empty());
+        let all = ["CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN"];
+        assert_eq!(missing_capabilities(CapabilitySet::empty()), all);
+        assert_eq!(missing_capabilities(CapabilitySet::NET_ADMIN), all[..2]);
+        assert_eq!(missing_capabilities(CapabilitySet::NET_ADMIN | CapabilitySet::BPF), all[1..2]);
+        let own = CapabilitySet::BPF | CapabilitySet::PERFMON;
+        assert!(missing_capabilities(own | CapabilitySet::NET_ADMIN).is_empty());
         assert!(missing_capabilities(CapabilitySet::SYS_ADMIN | CapabilitySet::NET_ADMIN).is_empty());
     }
 
