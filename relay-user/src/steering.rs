@@ -87,8 +87,8 @@ pub enum SteeringError {
     },
     /// The kernel refused although the capabilities seem to be there, as it does in a user namespace.
     #[error(
-        "the kernel does not permit loading XDP for {interface}: {source}; CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN must be held \
-         in the initial user namespace"
+        "the kernel does not permit loading XDP for {interface}: {source}; CAP_BPF, CAP_PERFMON \
+         and CAP_NET_ADMIN must be held in the initial user namespace"
     )]
     NotPermitted {
         /// The interface.
