@@ -6,6 +6,7 @@
 pub mod afxdp;
 mod headers;
 pub mod memory;
+pub mod udp;
 
 use std::net::SocketAddr;
 
@@ -14,6 +15,7 @@ use crate::xsk::{Frame, FramePool};
 pub use crate::steering::XdpMode;
 pub use afxdp::AfXdpPort;
 pub use memory::MemoryPort;
+pub use udp::{ControlDatagram, UdpPort};
 
 /// A datagram that came in.
 #[derive(Debug)]
@@ -78,7 +80,7 @@ pub struct PortCounters {
     pub rx: u64,
     /// Given to the kernel (or the wire in memory) for sending; those of `tx_lost` are among them.
     pub tx: u64,
-    /// Accepted by the kernel and then dropped by it: the peer's receive ring was full (EBUSY on AF_XDP).
+    /// Given to the kernel and dropped by it at once: the peer's receive ring was full (EBUSY on AF_XDP), or no route.
     pub tx_lost: u64,
     /// Refused because the send queue was full.
     pub tx_full: u64,
@@ -86,7 +88,7 @@ pub struct PortCounters {
     pub tx_unresolved: u64,
     /// Refused or dropped because they could not be a datagram of ours: malformed, or with no room for headers.
     pub invalid: u64,
-    /// Dropped by the kernel since the RX ring or socket buffer was full.
+    /// Dropped by the kernel since the RX ring was full. UDP sockets do not tell.
     pub rx_ring_full: u64,
     /// Times that the kernel had a packet for us and found no empty frame in the fill ring.
     pub rx_no_frame: u64,
