@@ -4,14 +4,13 @@ use super::action::{Action, Outbox, Refusal};
 use super::builder::Builder;
 use super::circuits::Circuits;
 use super::links::Links;
-use super::path::Path;
+use super::path::{Neighbours, Path};
 use super::status::{LinkStatus, Status, StatusSocket, answer};
 use crate::engine::{DropReason, Event};
 use crate::port::PortMode;
 use crate::steering::Steering;
 use crate::worker::{Clock, ToWorker, Worker};
-use crate::xsk::Arena;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use rand_chacha::ChaCha20Rng;
 use relay_common::abi::{Counter, SessionEntry};
 use std::collections::BTreeMap;
@@ -44,16 +43,13 @@ pub(super) struct Node {
     pub(super) mode: PortMode,
     pub(super) steering: Option<Steering>,
     pub(super) path: Path,
+    pub(super) neighbours: Option<Neighbours>,
     pub(super) status: StatusSocket,
     /// Cells that came to the kernel's socket instead of the worker.
     pub(super) kernel_path: u64,
 }
 
 impl Node {
-    pub(super) fn outbox(arena: &'static Arena) -> Outbox {
-        Outbox::new(arena)
-    }
-
     /// Runs until SIGTERM or SIGINT, or until the worker ends by itself.
     pub(super) async fn run(mut self) -> Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
@@ -64,7 +60,9 @@ impl Node {
             tokio::select! {
                 event = self.worker.event() => self.on_event(event),
                 datagram = self.path.receive() => self.on_datagram(datagram),
-                change = self.path.neighbour() => self.path.on_neighbour(change, &self.worker),
+                news = Path::news(&mut self.neighbours) => {
+                    self.path.on_news(news, self.neighbours.as_ref(), &self.worker);
+                }
                 stream = self.status.accept() => {
                     if let Ok(stream) = stream {
                         tokio::spawn(answer(stream, self.report()));
@@ -191,7 +189,9 @@ impl Node {
                         log::error!("{error}");
                     }
                 }
-                Action::Aim { link, remote } => self.path.aim(link, remote, &self.worker),
+                Action::Aim { link, remote } => {
+                    self.path.aim(link, remote, self.neighbours.as_ref(), &self.worker);
+                },
                 Action::Forget { link } => self.path.forget(link, &self.worker),
             }
         }
@@ -268,12 +268,4 @@ impl Node {
 /// Starts the runtime that control planes run on: one thread, since the worker is the one that needs a core.
 pub(super) fn runtime() -> Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().context("the async runtime")
-}
-
-/// Refuses a path of any other length than three.
-pub(super) fn check_path_len(len: usize) -> Result<()> {
-    if len != relay_common::wire::MAX_HOPS {
-        bail!("a circuit has {} relays, the path names {len}", relay_common::wire::MAX_HOPS);
-    }
-    Ok(())
 }

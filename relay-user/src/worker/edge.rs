@@ -1,6 +1,6 @@
 //! The edge that a node has, as the engine sees it: cells on one side, packets on the other.
 
-use crate::edge::{BlockKind, ClientEdge, ExitEdge, Packer, Reassembler};
+use crate::edge::{BlockKind, ClientEdge, EdgeDrop, ExitEdge, Packer, Reassembler};
 use crate::engine::time::Nanos;
 use crate::engine::{Edge, Engine};
 use rand_chacha::ChaCha20Rng;
@@ -117,11 +117,8 @@ impl NodeEdge {
             Self::Client(side) => (side.tun.drops(), 0),
             Self::Exit(side) => (side.tun.drops(), side.refused),
         };
-        drops
-            .iter()
-            .chain([("no_pool_address", refused)])
-            .filter(|&(_, count)| count > 0)
-            .collect()
+        let counted = EdgeDrop::ALL.into_iter().map(|reason| (reason.name(), drops.get(reason)));
+        counted.chain([("no_pool_address", refused)]).filter(|&(_, count)| count > 0).collect()
     }
 
     /// When a cell last came to a client's circuit.
@@ -138,9 +135,9 @@ impl Edge for NodeEdge {
         match self {
             Self::None => {}
             Self::Client(side) => {
-                let ClientSide { tun, reassembler, .. } = &mut **side;
-                if side.circuit == Some(circuit) {
-                    side.last_delivery = now;
+                let ClientSide { tun, reassembler, circuit: ours, last_delivery, .. } = &mut **side;
+                if *ours == Some(circuit) {
+                    *last_delivery = now;
                     reassembler.accept(seq, data, block_offset, &mut |kind, packet| tun.deliver(kind, packet));
                 }
             }

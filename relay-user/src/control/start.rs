@@ -1,0 +1,346 @@
+//! From a checked configuration to a running node.
+
+use super::action::Outbox;
+use super::builder::Builder;
+use super::circuits::{Circuits, PathRelay};
+use super::links::{Identity, Links, Pace, Peer};
+use super::node::{Node, Part, runtime};
+use super::path::{Neighbours, Path, Socket};
+use super::status::StatusSocket;
+use crate::config::network::{Class, Relay, RelayRole, Schedule};
+use crate::config::{
+    BindMode, ClientConfig, Cover, Datapath, DatapathMode, NetworkDocument, PollMode, Prefix, RelayConfig,
+    Timestamp,
+};
+use crate::crypto::StaticKey;
+use crate::edge::pool::PoolNetworks;
+use crate::edge::routes::GuardedRoutes;
+use crate::edge::{ClientEdge, ExitEdge};
+use crate::engine::schedule::Law;
+use crate::engine::{Engine, Limits};
+use crate::port::{AfXdpPort, ControlDatagram, Port, PortMode, UdpPort};
+use crate::steering::{AttachMode, Steering};
+use crate::worker::{Clock, NodeEdge, Poll, Worker};
+use crate::xsk::{Arena, BindRequest, FramePool, SocketConfig};
+use anyhow::{Context, Result, bail};
+use rand_chacha::ChaCha20Rng;
+use rand_core::SeedableRng;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::SystemTime;
+
+/// Frames that a worker keeps to itself.
+const POOL: usize = 512;
+/// Handshake datagrams that may wait for the control plane.
+const HANDSHAKES: usize = 256;
+
+/// Runs a relay until it is told to stop.
+///
+/// # Errors
+/// What kept it from starting, or why its worker ended.
+pub fn run_relay(config: RelayConfig) -> Result<()> {
+    let key = StaticKey::load(&config.key)?;
+    let network = config.load_network(Timestamp::from(SystemTime::now()))?;
+    let me = config.find_in(&network, &key)?.clone();
+    runtime()?.block_on(relay(config, key, network, me))
+}
+
+/// Runs a client until it is told to stop.
+///
+/// # Errors
+/// What kept it from starting, or why its worker ended.
+pub fn run_client(config: ClientConfig) -> Result<()> {
+    let network = config.load_network(Timestamp::from(SystemTime::now()))?;
+    config.check_against(&network)?;
+    runtime()?.block_on(client(config, network))
+}
+
+async fn relay(config: RelayConfig, key: StaticKey, network: NetworkDocument, me: Relay) -> Result<()> {
+    let status = bind_status(&config.control.socket)?;
+    let clock = Clock::start();
+    let mut rng = system_rng()?;
+    let mut limits = Limits { exit: config.exit.is_some(), ..Limits::default() };
+    limits.events = 2 * limits.circuits as usize;
+    let port = me.address.port();
+
+    let mut datapath = open_datapath(&config.datapath, me.address).await?;
+    let edge = match &config.exit {
+        Some(exit) => {
+            let networks = pool_networks(exit.pool4, exit.pool6)?;
+            let tun = ExitEdge::open(&exit.tun, &exit.outside, networks, limits.circuits as usize)?;
+            NodeEdge::exit(tun, limits.circuits, ChaCha20Rng::from_rng(&mut rng))
+        }
+        None => NodeEdge::None,
+    };
+    let peers = trunk_peers(&network, &me)?;
+    let client_pace = pace(client_class(&network)?.1);
+    let identity = Identity::new(me.id, key, port, client_pace, clock.now(), &mut rng);
+    let links = Links::new(network.suite, Some(identity), peers, limits.links);
+    let circuits = Circuits::new(me.id, network.suite, limits.circuits, limits.exit);
+    let worker = datapath.start(Engine::new(limits), edge, clock, &config.worker)?;
+    log::info!("relay {} runs", me.name);
+    let out = Outbox::new(datapath.arena);
+    let OpenDatapath { mode, steering, socket, neighbours, local, .. } = datapath;
+    let node = Node {
+        name: me.name,
+        clock,
+        rng,
+        links,
+        part: Part::Relay(circuits),
+        out,
+        worker,
+        mode,
+        steering,
+        path: Path::new(socket, local),
+        neighbours,
+        status,
+        kernel_path: 0,
+    };
+    node.run().await
+}
+
+async fn client(config: ClientConfig, network: NetworkDocument) -> Result<()> {
+    let status = bind_status(&config.control.socket)?;
+    let clock = Clock::start();
+    let mut rng = system_rng()?;
+    let (class_name, class) = client_class(&network)?;
+    if *class_name != config.class {
+        bail!("class {:?} is not the one that this network's clients use: write class = {class_name:?}", config.class);
+    }
+    let path = client_path(&config, &network)?;
+    let entry = network.relay_by_id(&path[0].id).context("the entry is in the document")?;
+    let peers = vec![Peer {
+        name: entry.name.clone(),
+        id: entry.id,
+        public: entry.key,
+        address: entry.address,
+        pace: pace(class),
+        initiates: true,
+    }];
+    let listen = config.datapath.listen.unwrap_or_else(|| SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0));
+    let mut datapath = open_datapath(&config.datapath, listen).await?;
+    let tun = ClientEdge::open(&config.tun.name)?;
+    let prefixes: Vec<(IpAddr, u8)> =
+        config.tun.routes.iter().map(|route| (route.address(), route.prefix_len())).collect();
+    let routes = GuardedRoutes::install(tun.tun().index(), &prefixes).await?;
+
+    let limits = Limits { links: 16, circuits: 16, ..Limits::default() };
+    let links = Links::new(network.suite, None, peers, limits.links);
+    let builder = Builder::new(path, network.suite, config.cover == Cover::Circuit);
+    let worker = datapath.start(Engine::new(limits), NodeEdge::client(tun), clock, &config.worker)?;
+    let out = Outbox::new(datapath.arena);
+    let OpenDatapath { mode, steering, socket, neighbours, local, .. } = datapath;
+    let node = Node {
+        name: "client".to_owned(),
+        clock,
+        rng: { ChaCha20Rng::from_rng(&mut rng) },
+        links,
+        part: Part::Client(builder),
+        out,
+        worker,
+        mode,
+        steering,
+        path: Path::new(socket, local),
+        neighbours,
+        status,
+        kernel_path: 0,
+    };
+    let ended = node.run().await;
+    // Last: until here, packets without a tunnel met the guard and not the open network.
+    routes.remove().await?;
+    ended
+}
+
+/// The port and what belongs to it, before the worker has it.
+struct OpenDatapath {
+    arena: &'static Arena,
+    port: Option<AnyPort>,
+    mode: PortMode,
+    steering: Option<Steering>,
+    socket: Socket,
+    neighbours: Option<Neighbours>,
+    local: SocketAddr,
+}
+
+enum AnyPort {
+    AfXdp(AfXdpPort),
+    Udp(UdpPort),
+}
+
+impl OpenDatapath {
+    fn start(
+        &mut self,
+        engine: Engine,
+        edge: NodeEdge,
+        clock: Clock,
+        config: &crate::config::Worker,
+    ) -> Result<Worker> {
+        let pool = FramePool::new(self.arena, POOL);
+        let poll = match config.poll {
+            PollMode::Adaptive => Poll::Adaptive,
+            PollMode::Busy => Poll::Busy,
+        };
+        let port = self.port.take().context("a datapath starts once")?;
+        match port {
+            AnyPort::AfXdp(port) => Worker::start(engine, port, edge, pool, clock, poll, config.cpu),
+            AnyPort::Udp(port) => Worker::start(engine, port, edge, pool, clock, poll, config.cpu),
+        }
+        .context("the worker thread")
+    }
+}
+
+async fn open_datapath(config: &Datapath, local: SocketAddr) -> Result<OpenDatapath> {
+    let attach = match config.mode {
+        DatapathMode::Udp => return open_udp(config, local),
+        DatapathMode::Auto => AttachMode::Auto,
+        DatapathMode::Native => AttachMode::Native,
+        DatapathMode::Generic => AttachMode::Generic,
+    };
+    match open_afxdp(config, local, attach).await {
+        Err(error) if config.mode == DatapathMode::Auto => {
+            log::warn!("no AF_XDP, cells take UDP sockets instead: {error:#}");
+            open_udp(config, local)
+        }
+        other => other,
+    }
+}
+
+async fn open_afxdp(config: &Datapath, local: SocketAddr, attach: AttachMode) -> Result<OpenDatapath> {
+    let interface = config
+        .interface
+        .as_deref()
+        .context("datapath.interface: AF_XDP needs one; name it, or set datapath.mode = \"udp\"")?;
+    let arena = Arena::anonymous(config.frames).context("memory for datapath.frames")?;
+    let bind = match config.bind {
+        BindMode::Auto => BindRequest::Auto,
+        BindMode::Copy => BindRequest::Copy,
+        BindMode::ZeroCopy => BindRequest::ZeroCopy,
+    };
+    let mut steering = Steering::attach(interface, attach, local.port())?;
+    let socket = tokio::net::UdpSocket::bind(local)
+        .await
+        .with_context(|| format!("UDP port {}: is another relay running here?", local.port()))?;
+    let neighbours = Neighbours::new(interface).await?;
+    let request = SocketConfig { interface: interface.to_owned(), queue: 0, ring: config.ring, bind };
+    let mut port = AfXdpPort::open(arena, &request, local.port(), None)?;
+    port.steer(&mut steering)?;
+    let mode = port.mode();
+    log::info!("cells go over {interface} by AF_XDP, {}", mode.bind.name());
+    Ok(OpenDatapath {
+        arena,
+        port: Some(AnyPort::AfXdp(port)),
+        mode,
+        steering: Some(steering),
+        socket: Socket::Own(socket),
+        neighbours: Some(neighbours),
+        local,
+    })
+}
+
+fn open_udp(config: &Datapath, local: SocketAddr) -> Result<OpenDatapath> {
+    let arena = Arena::anonymous(config.frames).context("memory for datapath.frames")?;
+    let socket = std::net::UdpSocket::bind(local)
+        .with_context(|| format!("UDP port {}: is another relay or client using it?", local.port()))?;
+    let (handshakes, inbox) = crossbeam::channel::bounded::<ControlDatagram>(HANDSHAKES);
+    let port = UdpPort::new(socket, Some(handshakes))?;
+    let local = port.local_address()?;
+    Ok(OpenDatapath {
+        arena,
+        mode: port.mode(),
+        socket: Socket::Shared { socket: port.control_socket()?, inbox },
+        port: Some(AnyPort::Udp(port)),
+        steering: None,
+        neighbours: None,
+        local,
+    })
+}
+
+fn bind_status(path: &std::path::Path) -> Result<StatusSocket> {
+    StatusSocket::bind(path)
+        .with_context(|| format!("control.socket {}: cannot listen; is the node running already?", path.display()))
+}
+
+fn system_rng() -> Result<ChaCha20Rng> {
+    let mut seed = [0; 32];
+    aws_lc_rs::rand::fill(&mut seed).ok().context("the system's random generator")?;
+    Ok(ChaCha20Rng::from_seed(seed))
+}
+
+fn pace(class: &Class) -> Pace {
+    let law = match class.schedule {
+        Schedule::Constant => Law::Constant,
+        Schedule::Jittered => Law::Jittered,
+    };
+    Pace { law, rate: class.rate }
+}
+
+/// The class of client links: the one that no trunk has. With more than one, a relay could not tell which a client
+/// means before its first cell.
+fn client_class(network: &NetworkDocument) -> Result<(&String, &Class)> {
+    let mut free = network
+        .classes
+        .iter()
+        .filter(|(name, _)| network.trunks.iter().all(|trunk| trunk.class != **name));
+    match (free.next(), free.next()) {
+        (Some(class), None) => Ok(class),
+        _ => bail!("the network document must have exactly one class that no trunk uses: that of clients' links"),
+    }
+}
+
+fn trunk_peers(network: &NetworkDocument, me: &Relay) -> Result<Vec<Peer>> {
+    let mut peers = Vec::new();
+    for trunk in &network.trunks {
+        let [one, other] = &trunk.between;
+        let (name, initiates) = match (*one == me.name, *other == me.name) {
+            (true, _) => (other, true),
+            (_, true) => (one, false),
+            _ => continue,
+        };
+        let peer = network.relay(name).context("a trunk joins relays of the document")?;
+        let class = network.classes.get(&trunk.class).context("a trunk has a class of the document")?;
+        peers.push(Peer {
+            name: peer.name.clone(),
+            id: peer.id,
+            public: peer.key,
+            address: peer.address,
+            pace: pace(class),
+            initiates,
+        });
+    }
+    Ok(peers)
+}
+
+/// The path that the configuration names, or the first that the document's trunks allow.
+fn client_path(config: &ClientConfig, network: &NetworkDocument) -> Result<Vec<PathRelay>> {
+    let names: Vec<String> = match &config.path {
+        Some(names) => names.to_vec(),
+        None => first_path(network).context("the network document's trunks join no entry, middle and exit")?,
+    };
+    names
+        .iter()
+        .map(|name| {
+            let relay = network.relay(name).context("a path names relays of the document")?;
+            Ok(PathRelay { name: relay.name.clone(), id: relay.id, public: relay.key })
+        })
+        .collect()
+}
+
+fn first_path(network: &NetworkDocument) -> Option<Vec<String>> {
+    let with = |role: RelayRole| network.relays.iter().filter(move |relay| relay.roles.contains(&role));
+    for entry in with(RelayRole::Entry) {
+        for middle in with(RelayRole::Middle).filter(|middle| network.trunk(&entry.name, &middle.name).is_some()) {
+            for exit in with(RelayRole::Exit) {
+                if exit.name != entry.name && network.trunk(&middle.name, &exit.name).is_some() {
+                    return Some([entry, middle, exit].map(|relay| relay.name.clone()).to_vec());
+                }
+            }
+        }
+    }
+    None
+}
+
+fn pool_networks(pool4: Prefix, pool6: Prefix) -> Result<PoolNetworks> {
+    let (IpAddr::V4(v4), IpAddr::V6(v6)) = (pool4.address(), pool6.address()) else {
+        bail!("exit.pool4 and exit.pool6 must be of their IP versions");
+    };
+    Ok(PoolNetworks::new((v4, pool4.prefix_len()), (v6, pool6.prefix_len()))?)
+}
