@@ -1,7 +1,7 @@
 //! Reading a packet from front to back without ever touching a byte that is not there.
 //!
-//! The trait has no way to ask how much is left: in the kernel that would subtract a packet's start from its end,
-//! which needs a privilege (CAP_PERFMON) that steering packets does not otherwise call for.
+//! The trait has no way to ask how much is left: the kernel's verifier learns what may be read from a pointer's
+//! comparison with the packet's end, and nothing from a length.
 
 /// A position in a packet. It only moves forwards, and only over bytes that exist.
 pub trait Cursor {

@@ -87,8 +87,8 @@ pub enum SteeringError {
     },
     /// The kernel refused although the capabilities seem to be there, as it does in a user namespace.
     #[error(
-        "the kernel does not permit loading XDP for {interface}: {source}; CAP_BPF and CAP_NET_ADMIN must be held \
-         in the initial user namespace"
+        "the kernel does not permit loading XDP for {interface}: {source}; CAP_BPF, CAP_PERFMON \
+         and CAP_NET_ADMIN must be held in the initial user namespace"
     )]
     NotPermitted {
         /// The interface.
@@ -232,11 +232,11 @@ impl Steering {
         self.mode
     }
 
-    /// Hands the cells that arrive on receive queue `queue` to the AF_XDP socket `socket`, which must have a receive
-    /// ring. The kernel forgets the socket by itself when it is closed.
+    /// Hands the cells that arrive on receive queue `queue` to the AF_XDP socket `socket`. Cells only reach
+    /// a socket bound to this interface and queue. The kernel forgets it by itself when it is closed.
     ///
     /// # Errors
-    /// [`SteeringError::Queue`], or [`SteeringError::Map`] where `socket` is not such a socket.
+    /// [`SteeringError::Queue`], or [`SteeringError::Map`] where `socket` is no AF_XDP socket.
     pub fn bind_socket(&mut self, queue: u32, socket: impl AsFd) -> Result<(), SteeringError> {
         if queue >= SOCKET_SLOTS {
             return Err(SteeringError::Queue { queue });
@@ -377,16 +377,18 @@ fn effective_capabilities() -> CapabilitySet {
     rustix::thread::capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.effective)
 }
 
-/// What `held` lacks of what loading and attaching an XDP program takes (capabilities(7), CAP_BPF).
+/// What `held` lacks of what loading and attaching the XDP program takes (capabilities(7)). CAP_PERFMON is there for
+/// the verifier: without it, no program may move over a header whose length the packet states.
 fn missing_capabilities(held: CapabilitySet) -> Vec<&'static str> {
     if held.contains(CapabilitySet::SYS_ADMIN | CapabilitySet::NET_ADMIN) {
         return Vec::new();
     }
-    [(CapabilitySet::BPF, "CAP_BPF"), (CapabilitySet::NET_ADMIN, "CAP_NET_ADMIN")]
-        .into_iter()
-        .filter(|(capability, _)| !held.contains(*capability))
-        .map(|(_, name)| name)
-        .collect()
+    let needed = [
+        (CapabilitySet::BPF, "CAP_BPF"),
+        (CapabilitySet::PERFMON, "CAP_PERFMON"),
+        (CapabilitySet::NET_ADMIN, "CAP_NET_ADMIN"),
+    ];
+    needed.into_iter().filter(|(capability, _)| !held.contains(*capability)).map(|(_, name)| name).collect()
 }
 
 #[cfg(test)]
@@ -395,10 +397,12 @@ mod tests {
 
     #[test]
     fn names_what_is_missing() {
-        assert_eq!(missing_capabilities(CapabilitySet::empty()), ["CAP_BPF", "CAP_NET_ADMIN"]);
-        assert_eq!(missing_capabilities(CapabilitySet::NET_ADMIN), ["CAP_BPF"]);
-        assert_eq!(missing_capabilities(CapabilitySet::SYS_ADMIN), ["CAP_BPF", "CAP_NET_ADMIN"]);
-        assert!(missing_capabilities(CapabilitySet::BPF | CapabilitySet::NET_ADMIN).is_empty());
+        let all = ["CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN"];
+        assert_eq!(missing_capabilities(CapabilitySet::empty()), all);
+        assert_eq!(missing_capabilities(CapabilitySet::NET_ADMIN), all[..2]);
+        assert_eq!(missing_capabilities(CapabilitySet::NET_ADMIN | CapabilitySet::BPF), all[1..2]);
+        let own = CapabilitySet::BPF | CapabilitySet::PERFMON;
+        assert!(missing_capabilities(own | CapabilitySet::NET_ADMIN).is_empty());
         assert!(missing_capabilities(CapabilitySet::SYS_ADMIN | CapabilitySet::NET_ADMIN).is_empty());
     }
 
@@ -416,7 +420,8 @@ mod tests {
     #[test]
     fn the_kernels_refusals_are_told_apart() {
         let refuse = |errno: Errno| {
-            attach_error("wire0", XdpMode::Native, ProgramError::IOError(io::Error::from(errno)))
+            let source = aya::sys::SyscallError { call: "bpf_link_create", io_error: errno.into() };
+            attach_error("wire0", XdpMode::Native, ProgramError::SyscallError(source))
         };
         assert!(matches!(refuse(Errno::BUSY), SteeringError::AlreadyAttached { .. }));
         assert!(matches!(refuse(Errno::EXIST), SteeringError::AlreadyAttached { .. }));
