@@ -92,7 +92,8 @@ pub struct PortCounters {
     pub rx_ring_full: u64,
     /// Times that the kernel had a packet for us and found no empty frame in the fill ring.
     pub rx_no_frame: u64,
-    /// Dropped by the kernel for other reasons, such as a packet that does not fit a frame.
+    /// Dropped by the kernel for another reason than a full ring: a packet that does not fit a frame, and in copy mode
+    /// each of `rx_no_frame` as well.
     pub rx_dropped: u64,
     /// Not a cell, and passed to the control plane.
     pub handshakes: u64,

@@ -147,7 +147,7 @@ impl UdpPort {
         (outcome.unwrap_or(0), metas)
     }
 
-    fn to_control_plane(&mut self, data: &[u8], source: SocketAddr) {
+    fn hand_to_control_plane(&mut self, data: &[u8], source: SocketAddr) {
         let known = data.first().and_then(|first| DatagramType::from_byte(*first));
         let fits = known.is_some_and(|kind| kind != DatagramType::Cell && kind.len() == data.len());
         let datagram = ControlDatagram::new(data, source).filter(|_| fits);
@@ -189,7 +189,7 @@ impl Port for UdpPort {
                 out.push(Received { frame, source });
                 count += 1;
             } else {
-                self.to_control_plane(frame.data(), source);
+                self.hand_to_control_plane(frame.data(), source);
                 pool.put(frame);
             }
         }
