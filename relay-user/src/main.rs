@@ -1,2 +1,2 @@
 //! The `relay` binary.
-fn main() {}
+fn main(){}
