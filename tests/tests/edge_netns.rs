@@ -90,12 +90,28 @@ fn service() -> [UdpSocket; 2] {
         setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();
         configure("out0", &[(SERVICE_V4.into(), 24), (SERVICE_V6.into(), 64)]);
         [IpAddr::from(SERVICE_V4), SERVICE_V6.into()].map(|address| {
-            let socket = UdpSocket::bind((address, ECHO_PORT)).unwrap();
+            let socket = bind_when_usable((address, ECHO_PORT).into());
             socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
             socket
         })
     });
-    sockets.join().unwrap()
+    let sockets = sockets.join().unwrap();
+    bind_when_usable((EXIT_V6, 0).into());
+    sockets
+}
+
+/// The kernel makes an IPv6 address usable a moment after it was added and the link has a carrier.
+fn bind_when_usable(address: SocketAddr) -> UdpSocket {
+    for _ in 0..1000 {
+        match UdpSocket::bind(address) {
+            Ok(socket) => return socket,
+            Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {
+                thread::sleep(Duration::from_millis(5))
+            }
+            Err(error) => panic!("{address}: {error}"),
+        }
+    }
+    panic!("{address} does not become usable");
 }
 
 fn sum(bytes: &[u8]) -> u32 {

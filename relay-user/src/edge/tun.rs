@@ -2,14 +2,20 @@
 //! process ends, however that happens.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::thread;
+use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use tun_rs::{DeviceBuilder, SyncDevice};
 
 /// Bytes of a device name, at most (`IFNAMSIZ` less its final zero).
 pub const MAX_NAME_LEN: usize = 15;
+
+/// How often and how long [`Tun::create`] waits for an address: two seconds in all, a hundred times what it takes.
+const ADDRESS_ATTEMPTS: u32 = 400;
+const ADDRESS_PAUSE: Duration = Duration::from_millis(5);
 
 /// What went wrong with a TUN device.
 #[derive(Debug, thiserror::Error)]
@@ -50,7 +56,8 @@ pub struct Tun {
 }
 
 impl Tun {
-    /// Makes the device `name` with the given addresses and prefix lengths, of `mtu` bytes, and brings it up.
+    /// Makes the device `name` with the given addresses and prefix lengths, of `mtu` bytes, brings it up, and returns
+    /// when programs can use the addresses, which may take some milliseconds.
     ///
     /// # Errors
     /// [`TunError`]; nothing is left behind.
@@ -80,6 +87,9 @@ impl Tun {
         let device = builder.build_sync().map_err(setup("creating it"))?;
         device.set_nonblocking(true).map_err(setup("making it nonblocking"))?;
         let index = device.if_index().map_err(setup("reading its index"))?;
+        for &(address, _) in addresses {
+            wait_until_usable(address).map_err(setup("waiting for its addresses"))?;
+        }
         Ok(Self { device, name: name.to_owned(), index })
     }
 
@@ -133,6 +143,20 @@ pub(super) fn is_device_name(name: &str) -> bool {
 
 fn is_transient(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+}
+
+/// The kernel brings IPv6 addresses into use behind the caller's back. Until then programs would send through the
+/// device from another address, which the tunnel must refuse.
+fn wait_until_usable(address: IpAddr) -> io::Result<()> {
+    let mut outcome = Ok(());
+    for _ in 0..ADDRESS_ATTEMPTS {
+        outcome = UdpSocket::bind((address, 0)).map(|_| ());
+        match &outcome {
+            Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => thread::sleep(ADDRESS_PAUSE),
+            _ => break,
+        }
+    }
+    outcome
 }
 
 /// The interface index of `name`, if there is such a device.

@@ -106,6 +106,8 @@ proptest! {
         body in prop::collection::vec(any::<u8>(), 20..300),
         cut in 0..300usize,
     ) {
+        // A quote that ends inside TCP's checksum leaves a byte of it that nobody can mend.
+        prop_assume!(protocol != TCP || cut != 9);
         let (client, pool, peer) = addresses(six);
         let (icmp, kind, header) = if six { (ICMPV6, 1, 40) } else { (ICMP, 3, 20) };
         let error = |from, to, quoted: Vec<u8>| {
