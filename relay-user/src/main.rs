@@ -1,2 +1,7 @@
 //! The `relay` binary.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    relay_user::cli::main()
+}

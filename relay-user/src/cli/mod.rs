@@ -1,1 +1,108 @@
-//!
+//! The command line of the `relay` binary.
+
+mod check;
+mod keygen;
+mod network;
+mod status;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{ConfigError, Timestamp};
+use crate::crypto::keys::KeyFileError;
+
+/// Exit status when a file or the command line must be corrected; clap uses it for the command line, too.
+const MISTAKE: u8 = 2;
+
+/// A relay and client of an Evenwire network.
+#[derive(Debug, Parser)]
+#[command(name = "relay", version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make a key file and print the key's public half.
+    Keygen(keygen::Arguments),
+    /// Sign, verify or show a network document.
+    #[command(subcommand)]
+    Network(network::Command),
+    /// Check a relay's or a client's file, and what it refers to.
+    CheckConfig(ConfigFile),
+    /// Ask a running relay or client how it is.
+    Status(status::Arguments),
+}
+
+#[derive(Args, Debug)]
+struct ConfigFile {
+    /// The relay's or the client's file.
+    file: PathBuf,
+}
+
+/// Runs the command that the process was started with. Exit status 2 means that the command line or a file must be
+/// corrected, 1 that something failed at run time.
+pub fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("relay: {error:#}");
+            if is_mistake(&error) { ExitCode::from(MISTAKE) } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Keygen(arguments) => keygen::run(&arguments),
+        Command::Network(command) => network::run(&command, now()),
+        Command::CheckConfig(config) => check::run(&config.file, now()),
+        Command::Status(arguments) => status::run(&arguments),
+    }
+}
+
+fn is_mistake(error: &anyhow::Error) -> bool {
+    error.is::<ConfigError>() || error.is::<KeyFileError>()
+}
+
+fn now() -> Timestamp {
+    std::time::SystemTime::now().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn mistakes_and_failures_have_different_statuses() {
+        let missing = check::run(std::path::Path::new("/nonexistent/relay.toml"), Timestamp(0)).unwrap_err();
+        assert!(is_mistake(&missing));
+        assert!(is_mistake(&missing.context("while starting")));
+        assert!(!is_mistake(&anyhow::anyhow!("the socket was closed")));
+    }
+
+    #[test]
+    fn exactly_one_kind_of_key_must_be_chosen() {
+        for arguments in [
+            &["relay", "keygen", "--out", "f"][..],
+            &["relay", "keygen", "--relay", "--operator", "--out", "f"],
+            &["relay", "keygen", "--relay"],
+            &["relay", "status"],
+            &["relay", "status", "--socket", "s", "--config", "c"],
+            &["relay", "network", "verify", "--operator", "00", "doc"],
+        ] {
+            assert_eq!(Cli::try_parse_from(arguments).unwrap_err().exit_code(), 2, "{arguments:?}");
+        }
+        Cli::try_parse_from(["relay", "keygen", "--operator", "--out", "f"]).unwrap();
+        Cli::try_parse_from(["relay", "status", "--json", "--socket", "s"]).unwrap();
+    }
+}

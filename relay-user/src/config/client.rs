@@ -1,0 +1,284 @@
+//! A client's own file.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use relay_common::wire::MAX_HOPS;
+use serde::Deserialize;
+use toml::Spanned;
+
+use super::datapath::{
+    Control, Datapath, DatapathMode, RawControl, RawDatapath, RawWorker, Worker, control, interface,
+    operator, prefix, worker,
+};
+use super::network::{NetworkDocument, RelayRole};
+use super::prefix::Prefix;
+use super::source::{ConfigError, Source};
+use super::timestamp::Timestamp;
+
+/// Bytes of an IP packet in the tunnel: IPv6 asks for the lower bound, the upper one is a jumbo frame's.
+const MTU_RANGE: std::ops::RangeInclusive<u16> = 1280..=9000;
+const DEFAULT_MTU: u16 = 1400;
+
+/// How a client runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientConfig {
+    /// The network document.
+    pub network: PathBuf,
+    /// The operator's Ed25519 public key.
+    pub operator: [u8; 32],
+    /// Name of the class of the client's link.
+    pub class: String,
+    /// Where cover traffic goes.
+    pub cover: Cover,
+    /// Names of entry, middle and exit; chosen by the client where missing.
+    pub path: Option<[String; MAX_HOPS]>,
+    /// How datagrams get in and out. `listen` is always there.
+    pub datapath: Datapath,
+    /// The thread that moves the cells.
+    pub worker: Worker,
+    /// Where the client answers its user.
+    pub control: Control,
+    /// The interface that applications use.
+    pub tun: Tun,
+    source: Source,
+}
+
+/// How far cover travels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Cover {
+    /// Through the circuit to the exit.
+    Circuit,
+    /// To the entry.
+    Link,
+}
+
+/// The interface that applications use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tun {
+    /// Name of the interface to make.
+    pub name: String,
+    /// Bytes of an IP packet, 1280 to 9000.
+    pub mtu: u16,
+    /// Destinations that go through the tunnel.
+    pub routes: Vec<Prefix>,
+}
+
+impl ClientConfig {
+    /// Reads a client's file.
+    ///
+    /// # Errors
+    /// [`ConfigError`] if it cannot be read or is wrong in itself.
+    pub fn load(file: &Path) -> Result<Self, ConfigError> {
+        Self::check(Source::read(file)?)
+    }
+
+    /// Like [`ClientConfig::load`], for a text already at hand; relative paths start from `file`'s directory.
+    ///
+    /// # Errors
+    /// [`ConfigError`] if it is wrong in itself.
+    pub fn parse(file: &Path, text: &str) -> Result<Self, ConfigError> {
+        Self::check(Source::new(file, text))
+    }
+
+    /// Reads the network document, which must be signed and hold at `now`.
+    ///
+    /// # Errors
+    /// As [`NetworkDocument::load`].
+    pub fn load_network(&self, now: Timestamp) -> Result<NetworkDocument, ConfigError> {
+        NetworkDocument::load(&self.network, &self.operator, now)
+    }
+
+    /// Whether `network` has the class and allows the path.
+    ///
+    /// # Errors
+    /// [`ConfigError`] if the class is missing, or a relay of the path is missing, may not take its position or has no
+    /// trunk to the next.
+    pub fn check_against(&self, network: &NetworkDocument) -> Result<(), ConfigError> {
+        if !network.classes.contains_key(&self.class) {
+            let what = format!("the network document has no class {:?}", self.class);
+            let known: Vec<&str> = network.classes.keys().map(String::as_str).collect();
+            return Err(self.source.refuse_key("class", what, format!("use one of: {}", known.join(", "))));
+        }
+        let Some(path) = &self.path else { return Ok(()) };
+        let refuse = |what: String, remedy: &str| Err(self.source.refuse_key("path", what, remedy));
+        for (name, role) in path.iter().zip([RelayRole::Entry, RelayRole::Middle, RelayRole::Exit]) {
+            let Some(relay) = network.relay(name) else {
+                return refuse(format!("the network document has no relay {name:?}"), "name its relays only");
+            };
+            if !relay.roles.contains(&role) {
+                let what = format!("{name:?} may not be {role:?} by the network document");
+                return refuse(what, "order the path as entry, middle, exit");
+            }
+        }
+        for pair in path.windows(2) {
+            if network.trunk(&pair[0], &pair[1]).is_none() {
+                let what = format!("no trunk joins {:?} and {:?}", pair[0], pair[1]);
+                return refuse(what, "choose relays that the network document joins");
+            }
+        }
+        Ok(())
+    }
+
+    fn check(source: Source) -> Result<Self, ConfigError> {
+        let raw: RawClientConfig = source.parse()?;
+        let path = raw.path.as_ref().map(|path| check_path(&source, path)).transpose()?;
+        let unset = RawDatapath::unset();
+        let mut datapath = raw.datapath.as_ref().unwrap_or(&unset).check(&source, DatapathMode::Udp)?;
+        datapath.listen.get_or_insert(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0));
+        Ok(Self {
+            network: source.beside(&raw.network),
+            operator: operator(&source, &raw.operator)?,
+            class: raw.class,
+            cover: raw.cover,
+            path,
+            datapath,
+            worker: worker(&source, raw.worker.as_ref())?,
+            control: control(&source, &raw.control)?,
+            tun: raw.tun.check(&source)?,
+            source,
+        })
+    }
+}
+
+fn check_path(source: &Source, path: &Spanned<Vec<String>>) -> Result<[String; MAX_HOPS], ConfigError> {
+    let hops: [String; MAX_HOPS] = path.get_ref().clone().try_into().map_err(|_| {
+        let what = format!("has not {MAX_HOPS} relays");
+        source.refuse(path, "path", what, "name entry, middle and exit, or leave it out")
+    })?;
+    let repeats = hops.iter().enumerate().any(|(index, name)| hops[..index].contains(name));
+    if repeats {
+        return Err(source.refuse(path, "path", "names a relay twice", "name different relays"));
+    }
+    Ok(hops)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawClientConfig {
+    network: PathBuf,
+    operator: Spanned<String>,
+    class: String,
+    cover: Cover,
+    path: Option<Spanned<Vec<String>>>,
+    datapath: Option<RawDatapath>,
+    worker: Option<RawWorker>,
+    control: RawControl,
+    tun: RawTun,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawTun {
+    name: Spanned<String>,
+    mtu: Option<Spanned<i64>>,
+    #[serde(default)]
+    routes: Vec<Spanned<String>>,
+}
+
+impl RawTun {
+    fn check(&self, source: &Source) -> Result<Tun, ConfigError> {
+        let mtu = match &self.mtu {
+            None => DEFAULT_MTU,
+            Some(given) => u16::try_from(*given.get_ref())
+                .ok()
+                .filter(|mtu| MTU_RANGE.contains(mtu))
+                .ok_or_else(|| {
+                    let what = format!("is not from {} to {}", MTU_RANGE.start(), MTU_RANGE.end());
+                    source.refuse(
+                        given,
+                        "tun.mtu",
+                        what,
+                        format!("write {DEFAULT_MTU} unless measured otherwise"),
+                    )
+                })?,
+        };
+        let routes =
+            self.routes.iter().map(|route| prefix(source, route, "tun.routes")).collect::<Result<_, _>>()?;
+        Ok(Tun { name: interface(source, &self.name, "tun.name")?, mtu, routes })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::network::tests::{body, operator as operator_key};
+
+    fn text() -> String {
+        format!(
+            r#"network = "network.toml"
+operator = "{}"
+class = "standard"
+cover = "circuit"
+path = ["entry", "middle", "exit"]
+
+[datapath]
+listen = "192.0.2.10:0"
+
+[control]
+socket = "client.sock"
+
+[tun]
+name = "ew0"
+mtu = 1400
+routes = ["198.51.100.0/24"]
+"#,
+            hex::encode(operator_key().public())
+        )
+    }
+
+    fn parse(text: &str) -> Result<ClientConfig, ConfigError> {
+        ClientConfig::parse(Path::new("/home/user/client.toml"), text)
+    }
+
+    #[test]
+    fn a_clients_file_is_read() {
+        let config = parse(&text()).unwrap();
+        assert_eq!(config.control.socket, Path::new("/home/user/client.sock"));
+        assert_eq!(config.datapath.mode, DatapathMode::Udp);
+        assert_eq!(config.datapath.listen, Some("192.0.2.10:0".parse().unwrap()));
+        assert_eq!(config.tun.routes, ["198.51.100.0/24".parse().unwrap()]);
+        assert_eq!(config.cover, Cover::Circuit);
+        let config = parse(&text().replace("[datapath]\nlisten = \"192.0.2.10:0\"\n", "")).unwrap();
+        assert_eq!(config.datapath.listen, Some("0.0.0.0:0".parse().unwrap()));
+    }
+
+    #[test]
+    fn each_mistake_is_refused_at_its_place() {
+        for (from, to, key, line) in [
+            ("cover = \"circuit\"", "cover = \"none\"", "cover", 4),
+            (", \"exit\"]", "]", "path", 5),
+            ("\"middle\"", "\"exit\"", "path", 5),
+            ("192.0.2.10:0", "192.0.2.10", "listen", 8),
+            ("mtu = 1400", "mtu = 1279", "tun.mtu", 15),
+            ("mtu = 1400", "mtu = 9001", "tun.mtu", 15),
+            ("198.51.100.0/24", "198.51.100.1/24", "tun.routes", 16),
+            ("name = \"ew0\"", "name = \"\"", "tun.name", 14),
+            ("class =", "key = \"x\"\nclass =", "key", 3),
+        ] {
+            assert!(text().contains(from), "{from}");
+            let error = parse(&text().replacen(from, to, 1)).expect_err(to);
+            assert_eq!((error.key.as_deref(), error.line), (Some(key), Some(line)), "{to}: {error}");
+        }
+    }
+
+    #[test]
+    fn class_and_path_must_fit_the_document() {
+        let document = body([&[1; 32], &[2; 32], &[3; 32]]);
+        let network = NetworkDocument::parse_unverified(Path::new("network.toml"), &document).unwrap();
+        parse(&text()).unwrap().check_against(&network).unwrap();
+        for (from, to, key, line) in [
+            ("\"standard\"", "\"gold\"", "class", 3),
+            ("\"middle\"", "\"centre\"", "path", 5),
+            ("[\"entry\", \"middle\"", "[\"middle\", \"entry\"", "path", 5),
+        ] {
+            let error = parse(&text().replacen(from, to, 1)).unwrap().check_against(&network).unwrap_err();
+            assert_eq!((error.key.as_deref(), error.line), (Some(key), Some(line)), "{to}: {error}");
+        }
+        let apart = document.replace("between = [\"middle\", \"exit\"]", "between = [\"entry\", \"exit\"]");
+        let network = NetworkDocument::parse_unverified(Path::new("network.toml"), &apart).unwrap();
+        let error = parse(&text()).unwrap().check_against(&network).unwrap_err();
+        assert!(error.what.contains("no trunk joins"), "{error}");
+    }
+}

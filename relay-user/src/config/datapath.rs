@@ -1,0 +1,203 @@
+//! The tables that relays and clients share.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use serde::Deserialize;
+use toml::Spanned;
+
+use super::prefix::Prefix;
+use super::source::{ConfigError, Source, hex_bytes};
+
+/// Bytes of an interface's name, at most (`IFNAMSIZ` less the terminating zero).
+const MAX_INTERFACE_LEN: usize = 15;
+/// Bytes of a Unix socket's path, at most (`sun_path` less the terminating zero).
+const MAX_SOCKET_PATH_LEN: usize = 107;
+/// Processors that a CPU set of the C library can name.
+const MAX_CPUS: usize = 1024;
+/// Entries of a ring: from one batch of the worker to the largest ring whose four copies leave the arena below
+/// [`MAX_FRAMES`].
+const RING_RANGE: std::ops::RangeInclusive<u32> = 64..=32_768;
+/// Frames of 2048 bytes at most: 2 GiB.
+const MAX_FRAMES: u32 = 1 << 20;
+
+/// How datagrams get in and out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Datapath {
+    /// The interface to attach to; there in every mode but [`DatapathMode::Udp`].
+    pub interface: Option<String>,
+    /// Where the XDP program runs.
+    pub mode: DatapathMode,
+    /// How the AF_XDP socket shares memory with the driver.
+    pub bind: BindMode,
+    /// Frames of 2048 bytes in the arena: at least as many as four rings have entries, at most 2^20.
+    pub frames: u32,
+    /// Entries of each AF_XDP ring, a power of two from 64 to 32768.
+    pub ring: u32,
+    /// Where a client's UDP socket is bound; a relay binds the address of the network document.
+    pub listen: Option<SocketAddr>,
+}
+
+/// Where the XDP program runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DatapathMode {
+    /// In the driver if it can, else in the kernel's generic hook.
+    Auto,
+    /// In the driver.
+    Native,
+    /// In the kernel's generic hook.
+    Generic,
+    /// Nowhere: an ordinary UDP socket.
+    Udp,
+}
+
+/// How the AF_XDP socket shares memory with the driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BindMode {
+    /// Zero-copy if the driver can, else copy.
+    Auto,
+    /// The kernel copies each frame.
+    Copy,
+    /// The device reads and writes the arena.
+    ZeroCopy,
+}
+
+/// The thread that moves the cells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Worker {
+    /// The processor that it is pinned to, 0 to 1023.
+    pub cpu: Option<usize>,
+    /// How it waits.
+    pub poll: PollMode,
+}
+
+/// How the worker waits for its next slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PollMode {
+    /// Sleeps while the next slot is far away.
+    Adaptive,
+    /// Never sleeps.
+    Busy,
+}
+
+/// Where the program answers its operator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Control {
+    /// Path of a Unix socket, at most 107 bytes.
+    pub socket: PathBuf,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawDatapath {
+    interface: Option<Spanned<String>>,
+    pub(super) mode: Option<DatapathMode>,
+    bind: Option<BindMode>,
+    frames: Option<Spanned<i64>>,
+    ring: Option<Spanned<i64>>,
+    pub(super) listen: Option<Spanned<SocketAddr>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawWorker {
+    cpu: Option<Spanned<i64>>,
+    poll: Option<PollMode>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawControl {
+    socket: Spanned<PathBuf>,
+}
+
+impl RawDatapath {
+    pub(super) fn check(&self, source: &Source, default: DatapathMode) -> Result<Datapath, ConfigError> {
+        let mode = self.mode.unwrap_or(default);
+        let name =
+            self.interface.as_ref().map(|name| interface(source, name, "datapath.interface")).transpose()?;
+        if name.is_none() && mode != DatapathMode::Udp {
+            let remedy = "name the interface to attach to, or write mode = \"udp\"";
+            return Err(source.refuse_key("datapath", "has no interface", remedy));
+        }
+        let ring = match &self.ring {
+            None => 4096,
+            Some(given) => u32::try_from(*given.get_ref())
+                .ok()
+                .filter(|ring| ring.is_power_of_two() && RING_RANGE.contains(ring))
+                .ok_or_else(|| {
+                    let what = "is not a power of two from 64 to 32768";
+                    source.refuse(given, "datapath.ring", what, "write 4096 unless measured otherwise")
+                })?,
+        };
+        let frames = match &self.frames {
+            None => ring * 4,
+            Some(given) => u32::try_from(*given.get_ref())
+                .ok()
+                .filter(|frames| (ring * 4..=MAX_FRAMES).contains(frames))
+                .ok_or_else(|| {
+                    let what = format!("is not from four rings ({}) to {MAX_FRAMES}", ring * 4);
+                    source.refuse(given, "datapath.frames", what, "change frames or ring")
+                })?,
+        };
+        let bind = self.bind.unwrap_or(BindMode::Auto);
+        let listen = self.listen.as_ref().map(|address| *address.get_ref());
+        Ok(Datapath { interface: name, mode, bind, frames, ring, listen })
+    }
+
+    pub(super) fn unset() -> Self {
+        Self { interface: None, mode: None, bind: None, frames: None, ring: None, listen: None }
+    }
+}
+
+pub(super) fn worker(source: &Source, raw: Option<&RawWorker>) -> Result<Worker, ConfigError> {
+    let Some(raw) = raw else {
+        return Ok(Worker { cpu: None, poll: PollMode::Adaptive });
+    };
+    let cpu = raw.cpu.as_ref().map(|given| {
+        usize::try_from(*given.get_ref()).ok().filter(|cpu| *cpu < MAX_CPUS).ok_or_else(|| {
+            let remedy = format!("write a number from 0 to {}, or leave it out", MAX_CPUS - 1);
+            source.refuse(given, "worker.cpu", "is not a processor", remedy)
+        })
+    });
+    Ok(Worker { cpu: cpu.transpose()?, poll: raw.poll.unwrap_or(PollMode::Adaptive) })
+}
+
+pub(super) fn control(source: &Source, raw: &RawControl) -> Result<Control, ConfigError> {
+    let socket = source.beside(raw.socket.get_ref());
+    if socket.as_os_str().len() > MAX_SOCKET_PATH_LEN {
+        let what = format!("is longer than the {MAX_SOCKET_PATH_LEN} bytes of a socket's path");
+        return Err(source.refuse(&raw.socket, "control.socket", what, "use a shorter path"));
+    }
+    Ok(Control { socket })
+}
+
+pub(super) fn interface(source: &Source, name: &Spanned<String>, key: &str) -> Result<String, ConfigError> {
+    let text = name.get_ref();
+    let is_plain = |byte: u8| byte.is_ascii_graphic() && byte != b'/' && byte != b':';
+    if text.is_empty()
+        || text.len() > MAX_INTERFACE_LEN
+        || text.starts_with('.')
+        || !text.bytes().all(is_plain)
+    {
+        let remedy = format!("write 1 to {MAX_INTERFACE_LEN} letters, digits and `-`");
+        return Err(source.refuse(name, key, "is not an interface's name", remedy));
+    }
+    Ok(text.clone())
+}
+
+pub(super) fn prefix(source: &Source, text: &Spanned<String>, key: &str) -> Result<Prefix, ConfigError> {
+    text.get_ref().parse().map_err(|error: super::prefix::InvalidPrefix| {
+        source.refuse(text, key, error.to_string(), "write the range's first address and its length")
+    })
+}
+
+pub(super) fn operator(source: &Source, text: &Spanned<String>) -> Result<[u8; 32], ConfigError> {
+    hex_bytes(text.get_ref()).ok_or_else(|| {
+        let remedy = "write the 64 hex digits that `relay keygen --operator` printed";
+        source.refuse(text, "operator", "is not an Ed25519 public key", remedy)
+    })
+}
