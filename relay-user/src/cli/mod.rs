@@ -10,7 +10,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{ConfigError, Timestamp};
+use crate::config::{ClientConfig, ConfigError, RelayConfig, Timestamp};
 use crate::crypto::keys::KeyFileError;
 
 /// Exit status when a file or the command line must be corrected; clap uses it for the command line, too.
@@ -26,6 +26,10 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run a relay.
+    Run(RunArguments),
+    /// Run a client.
+    Client(RunArguments),
     /// Make a key file and print the key's public half.
     Keygen(keygen::Arguments),
     /// Sign, verify or show a network document.
@@ -35,6 +39,13 @@ enum Command {
     CheckConfig(ConfigFile),
     /// Ask a running relay or client how it is.
     Status(status::Arguments),
+}
+
+#[derive(Args, Debug)]
+struct RunArguments {
+    /// The relay's or the client's file.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
 }
 
 #[derive(Args, Debug)]
@@ -57,6 +68,16 @@ pub fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
+        Command::Run(arguments) => {
+            let config = RelayConfig::load(&arguments.config)?;
+            log_to_stderr();
+            crate::control::run_relay(config)
+        }
+        Command::Client(arguments) => {
+            let config = ClientConfig::load(&arguments.config)?;
+            log_to_stderr();
+            crate::control::run_client(config)
+        }
         Command::Keygen(arguments) => keygen::run(&arguments),
         Command::Network(command) => network::run(&command, now()),
         Command::CheckConfig(config) => check::run(&config.file, now()),
@@ -66,6 +87,10 @@ fn run(command: Command) -> anyhow::Result<()> {
 
 fn is_mistake(error: &anyhow::Error) -> bool {
     error.is::<ConfigError>() || error.is::<KeyFileError>()
+}
+
+fn log_to_stderr() {
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
 }
 
 fn now() -> Timestamp {
