@@ -2,7 +2,8 @@
 
 use super::action::{Outbox, Refusal};
 use super::links::Links;
-use crate::crypto::{HandshakeRole, HopKeys, Initiator, Prologue, StaticKey, Suite, handshake};
+use crate::crypto::handshake::{self, HandshakeRole, Initiator, Prologue};
+use crate::crypto::{HopKeys, StaticKey, Suite};
 use crate::engine::time::Nanos;
 use crate::engine::{Command, Side, body_mut};
 use crate::xsk::Frame;

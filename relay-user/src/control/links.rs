@@ -4,7 +4,8 @@
 use super::action::{Action, Outbox, Refusal};
 use crate::crypto::datagram::{HsInit, HsResp, Mac1Key, Retry};
 use crate::crypto::retry::{InitGuard, TokenKeys, TokenSubject};
-use crate::crypto::{HandshakeRole, Initiator, LinkKeys, Prologue, Split, StaticKey, Suite, handshake};
+use crate::crypto::handshake::{self, HandshakeRole, Initiator, Prologue};
+use crate::crypto::{LinkKeys, Split, StaticKey, Suite};
 use crate::engine::schedule::{Law, Schedule};
 use crate::engine::time::Nanos;
 use crate::engine::{Command, Session, body_mut};
@@ -49,7 +50,6 @@ pub(super) struct Peer {
 }
 
 /// What a relay is, towards those who begin handshakes with it.
-#[derive(Debug)]
 pub(super) struct Identity {
     pub(super) id: [u8; RELAY_ID_LEN],
     pub(super) key: StaticKey,
@@ -117,7 +117,6 @@ struct Link {
 }
 
 /// All links of a node.
-#[derive(Debug)]
 pub(super) struct Links {
     suite: Suite,
     identity: Option<Identity>,
