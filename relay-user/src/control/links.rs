@@ -301,13 +301,13 @@ impl Links {
             out.push(Action::Datagram { to: source, bytes: retry.encode().to_vec() });
             return;
         }
-        if identity.guard.admit(now.0, init.message).is_err() {
-            return out.refuse(Refusal::ReplayedInit);
-        }
         let prologue = Prologue::new(self.suite, init.role, &identity.id, &init.retry_token);
         let Ok(answer) = handshake::respond(init.role, &identity.key, init.message, &prologue) else {
             return out.refuse(Refusal::Unauthentic);
         };
+        if identity.guard.admit(now.0, init.message).is_err() {
+            return out.refuse(Refusal::ReplayedInit);
+        }
         let client_pace = identity.client_pace;
         let (who, pace) = match init.role {
             HandshakeRole::Client => (Who::Client, client_pace),
