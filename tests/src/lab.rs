@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
@@ -24,6 +24,9 @@ pub const LAB_DIR: &str = "/run/evenwire-lab";
 
 /// Time a process gets after SIGTERM.
 const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Time a former owner gets to let go of the lab.
+const LOCK_PATIENCE: Duration = Duration::from_secs(3);
 
 /// A host of the lab.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -247,13 +250,20 @@ fn lock(path: &Path) -> Result<File> {
         .write(true)
         .open(path)
         .with_context(|| format!("cannot open {}; the lab needs root", path.display()))?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            bail!("another lab is up and holds {}: end it first", path.display())
-        }
-        Err(TryLockError::Error(error)) => {
-            return Err(error).with_context(|| format!("cannot lock {}", path.display()));
+    let until = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match file.try_lock() {
+            Ok(()) => break,
+            // The kernel needs a moment to take a killed owner apart, and only then is its lock free.
+            Err(TryLockError::WouldBlock) if Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            Err(TryLockError::WouldBlock) => {
+                bail!("another lab is up and holds {}: end it first", path.display())
+            }
+            Err(TryLockError::Error(error)) => {
+                return Err(error).with_context(|| format!("cannot lock {}", path.display()));
+            }
         }
     }
     // The former owner removes the file while it still holds the lock, so the one just locked may have no name left.

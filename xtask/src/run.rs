@@ -104,7 +104,8 @@ fn watch(
     interrupt: &Interrupt,
 ) -> Result<Report> {
     let started = Instant::now();
-    let link_up = observer.bin_now();
+    // Until now a relay that had not started yet may have been answered for with "port unreachable".
+    let (before, link_up) = (observer.snapshot(), observer.bin_now());
     let seconds = args.seconds.or_else(|| args.hold.then_some(HOLD_AFTER)).map(Duration::from_secs);
     let mut phases = Phases::new(lab, link_up);
     let mut table = Table::new();
@@ -146,7 +147,7 @@ fn watch(
     let relays: Vec<(Host, Status)> =
         statuses.into_iter().filter(|(host, _)| RELAYS.contains(host)).collect();
     let download = phases.download.clone();
-    Ok(Report::new(&relays, &observer.snapshot(), phases.windows(), link_up, download, kernel))
+    Ok(Report::new(&relays, (&before, &observer.snapshot()), phases.windows(), link_up, download, kernel))
 }
 
 /// Bytes that left and entered the client through its tunnel interface.

@@ -20,10 +20,10 @@ const VALID_FOR: Duration = Duration::from_secs(24 * 3600);
 
 /// Writes everything the nodes need into `dir`.
 pub(super) fn write_all(relay: &Path, dir: &Path) -> Result<()> {
-    let operator = keygen(relay, &dir.join("operator.key"), &["--operator"])?;
+    let operator = keygen(relay, "--operator", &dir.join("operator.key"))?;
     let mut relays = Vec::with_capacity(RELAYS.len());
     for host in RELAYS {
-        relays.push((host, keygen(relay, &key_file(dir, host), &[])?));
+        relays.push((host, keygen(relay, "--relay", &key_file(dir, host))?));
     }
     let document = dir.join("network.toml");
     write(&document, &network(&relays, SystemTime::now())?)?;
@@ -56,11 +56,8 @@ fn key_file(dir: &Path, host: Host) -> PathBuf {
 }
 
 /// Makes a key file and returns the public key, in hexadecimal digits, that `relay keygen` prints.
-fn keygen(relay: &Path, file: &Path, options: &[&str]) -> Result<String> {
-    let mut args: Vec<&std::ffi::OsStr> = vec!["keygen".as_ref()];
-    args.extend(options.iter().map(|option| std::ffi::OsStr::new(*option)));
-    args.push(file.as_ref());
-    let output = call(relay, &args)?;
+fn keygen(relay: &Path, kind: &str, file: &Path) -> Result<String> {
+    let output = call(relay, &["keygen".as_ref(), kind.as_ref(), "--out".as_ref(), file.as_ref()])?;
     let public = output.split_whitespace().find(|word| word.len() == 64 && hex::decode(word).is_ok());
     public.map(str::to_owned).with_context(|| format!("relay keygen printed no public key but {output:?}"))
 }

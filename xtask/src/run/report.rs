@@ -56,10 +56,10 @@ pub(super) struct WireReport {
 }
 
 impl Report {
-    /// Judges a run whose links were all up at bin `link_up`.
+    /// Judges a run whose links were all up at bin `link_up`, when the observer had seen `before`.
     pub(super) fn new(
         statuses: &[(Host, Status)],
-        snapshot: &Snapshot,
+        (before, snapshot): (&Snapshot, &Snapshot),
         windows: &[Window],
         link_up: u64,
         download: Download,
@@ -77,7 +77,7 @@ impl Report {
             failures: Vec::new(),
             ok: false,
         };
-        report.failures = report.judge(snapshot.other + snapshot.unlisted);
+        report.failures = report.judge(strange_packets(snapshot) - strange_packets(before));
         report.ok = report.failures.is_empty();
         report
     }
@@ -128,6 +128,11 @@ impl Report {
         must(whole, "the download did not arrive whole".to_owned());
         failures
     }
+}
+
+/// IP packets that are no datagrams of a known flow.
+fn strange_packets(snapshot: &Snapshot) -> u64 {
+    snapshot.other + snapshot.unlisted
 }
 
 /// The host's name, or the address of somebody who doesn't belong there.
