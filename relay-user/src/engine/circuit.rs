@@ -52,8 +52,25 @@ pub(super) struct Carried {
     backward_floor: u64,
     backward_seq: u64,
     /// Cells this exit still has to send so that it sends as many as it gets.
-    pub(super) owed: u32,
+    owed: u32,
+    /// The client fills every slot: this exit sends what it owes and nothing else.
+    covered: bool,
+    /// Data came for this relay: the circuit ends here.
+    pub(super) ends_here: bool,
+    /// What became of the client's wish for one relay more.
+    extension: Extension,
     pub(super) received: u32,
+}
+
+/// How far a relay is with the extension of a circuit. One number of its own stays free for the answer, and cells from
+/// ahead pass only behind that answer: otherwise a relay ahead could make this one seal twice under one number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Extension {
+    None,
+    /// EXTEND came and has no answer yet.
+    Asked,
+    /// EXTENDED went out.
+    Done,
 }
 
 impl Carried {
@@ -67,8 +84,39 @@ impl Carried {
             backward_floor: 0,
             backward_seq: seq,
             owed: 0,
+            covered: false,
+            ends_here: false,
+            extension: Extension::None,
             received: 0,
         }
+    }
+
+    /// Notes that the client asked for one relay more; false where it may not ask now.
+    pub(super) fn ask(&mut self) -> bool {
+        let may = self.extension == Extension::None && !self.ends_here && self.depth + 1 < MAX_HOPS;
+        if may {
+            self.extension = Extension::Asked;
+        }
+        may
+    }
+
+    /// Notes the answer to what the client asked; false where it asked nothing.
+    pub(super) fn answered(&mut self, extended: bool) -> bool {
+        if self.extension != Extension::Asked {
+            return false;
+        }
+        self.extension = if extended { Extension::Done } else { Extension::None };
+        true
+    }
+
+    /// Whether data may end here: at the circuit's last relay, which is not about to get one behind it.
+    pub(super) fn may_end(&self) -> bool {
+        self.extension == Extension::None
+    }
+
+    /// Whether CREATE may go to a next relay.
+    pub(super) fn may_extend(&self) -> bool {
+        self.extension == Extension::Asked
     }
 
     /// The number that CREATE to the next relay carries, so that numbers on the way back stay in one row. One number
@@ -103,6 +151,9 @@ impl Carried {
 
     /// Adds this relay's layer to a cell on its way to the client; returns its number on the next link.
     pub(super) fn pass_backward(&mut self, seq: u64, body: &mut [u8; BODY_LEN]) -> Result<u64, LayerError> {
+        if self.extension != Extension::Done {
+            return Err(LayerError::Protocol);
+        }
         // Relative to the floor, numbers never wrap. A number below it would repeat one of this relay's own.
         let relative = seq.wrapping_sub(self.backward_floor);
         if relative > MAX_SEQ_ADVANCE || !self.backward_window.accept(relative) {
@@ -145,12 +196,20 @@ impl Carried {
         body[layer_len(self.depth)..].fill(0);
     }
 
+    /// Owes the client one cell more.
     pub(super) fn owe(&mut self) {
+        self.covered = true;
         self.owed = (self.owed + 1).min(MAX_OWED);
     }
 
-    pub(super) const fn depth(&self) -> usize {
-        self.depth
+    /// Whether a slot should get a cell that begins here.
+    pub(super) fn wants_slot(&self, has_data: bool) -> bool {
+        self.ends_here && (self.owed > 0 || (!self.covered && has_data))
+    }
+
+    /// Counts a cell that began here against what is owed.
+    pub(super) fn pay(&mut self) {
+        self.owed = self.owed.saturating_sub(1);
     }
 }
 
@@ -231,6 +290,7 @@ impl Origin {
         if relative > MAX_SEQ_ADVANCE || !self.backward_window.is_new(relative) {
             return Err(LayerError::Replayed);
         }
+        let hops = self.depth();
         let mut number = seq;
         for (depth, keys) in self.hops.iter().flatten().enumerate() {
             keys.backward
@@ -241,6 +301,10 @@ impl Origin {
             }
             let fields = fields_at(body, depth);
             if HopCommand::from_byte(fields.command) != Some(HopCommand::Forward) {
+                // Only the last hop speaks to the client: one on the way could otherwise make up data.
+                if depth + 1 != hops {
+                    return Err(LayerError::Protocol);
+                }
                 self.received = self.received.wrapping_add(1);
                 return Ok((depth, fields));
             }
@@ -300,7 +364,22 @@ impl Circuit {
     }
 
     pub(super) fn has_cells(&self, direction: Direction) -> bool {
-        !self.queues[direction as usize].is_empty()
+        self.waiting(direction) > 0
+    }
+
+    /// Cells that wait on one side.
+    pub(super) fn waiting(&self, direction: Direction) -> usize {
+        self.queues[direction as usize].len()
+    }
+
+    /// Takes one side off and drops what waits for it.
+    pub(super) fn detach(&mut self, direction: Direction) -> Option<Side> {
+        self.queues[direction as usize].clear();
+        self.leave_turn(direction);
+        match direction {
+            Direction::Back => self.back.take(),
+            Direction::Ahead => self.ahead.take(),
+        }
     }
 
     /// Marks this side as standing in its link's turn; false when it already does.

@@ -15,8 +15,6 @@ pub const SESSION_CELLS: u64 = 1 << 28;
 pub const SESSION_LIFE: Nanos = Nanos(180 * Nanos::SECOND.0);
 /// Control cells (handshakes of circuits, rekeys, closings) that may wait on one link.
 pub const CONTROL_CELLS: usize = 64;
-/// Sealed cells of missed slots that are kept for the next ones.
-const HELD_CELLS: usize = 8;
 
 /// The keys and numbers of one session of a link, made by the control plane.
 #[derive(Debug)]
@@ -94,7 +92,9 @@ pub(super) struct Link {
     /// Told the control plane that the peer is silent.
     pub(super) reported_silent: bool,
     pub(super) control: VecDeque<ControlCell>,
+    /// Sealed cells of missed slots, which later slots send.
     pub(super) held: VecDeque<Frame>,
+    max_held: usize,
     /// Circuit sides with cells to send, each at most once, in turn.
     pub(super) ready: VecDeque<u32>,
     /// Circuits that begin here and fill every slot left over, in turn.
@@ -102,25 +102,38 @@ pub(super) struct Link {
 }
 
 impl Link {
-    pub(super) fn new(schedule: Schedule, now: Nanos, max_circuits: usize) -> Self {
+    pub(super) fn new(schedule: Schedule, lead: Nanos, now: Nanos, max_circuits: usize) -> Self {
+        let max_held = sealed_ahead(&schedule, lead);
         Self {
             schedule,
             sender: None,
             last_received: now,
             reported_silent: false,
             control: VecDeque::with_capacity(CONTROL_CELLS),
-            held: VecDeque::with_capacity(HELD_CELLS),
+            held: VecDeque::with_capacity(max_held),
+            max_held,
             ready: VecDeque::with_capacity(2 * max_circuits),
-            origins: VecDeque::with_capacity(16),
+            origins: VecDeque::with_capacity(max_circuits),
         }
+    }
+
+    /// Frames of control cells that wait.
+    pub(super) fn waiting(&self) -> usize {
+        self.control.iter().filter(|cell| matches!(cell, ControlCell::Ready(_))).count()
     }
 
     /// Keeps a sealed cell for the next slot. Gives it back when there are too many.
     pub(super) fn hold(&mut self, frame: Frame) -> Result<(), Frame> {
-        if self.held.len() >= HELD_CELLS {
+        if self.held.len() >= self.max_held {
             return Err(frame);
         }
         self.held.push_back(frame);
         Ok(())
     }
+}
+
+/// Cells of one link that may be sealed and not yet sent: those of the slots within the lead, one cut off at each end
+/// of it, and one that a wheel tick brings early.
+pub(super) fn sealed_ahead(schedule: &Schedule, lead: Nanos) -> usize {
+    usize::try_from(lead.0 / schedule.period().0.max(1)).unwrap_or(usize::MAX).saturating_add(3)
 }

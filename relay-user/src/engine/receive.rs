@@ -1,12 +1,13 @@
 //! What happens to a cell between the port and an out-link's queue.
 
 use super::circuit::{Direction, LayerError, Role, Side, data_of};
+use super::link::{ControlCell, Link};
 use super::time::Nanos;
 use super::{DropReason, Edge, Engine, Event, body_mut, put_header, relay_header};
 use crate::xsk::Frame;
 use relay_common::wire::{
     BODY_OFFSET, CIRCUIT_HEADER_LEN, CircuitHeader, Command, DestroyReason, FLAG_CIRCUIT_COVER, HopCommand,
-    LINK_HEADER_LEN, LayerFields, LinkHeader,
+    LINK_HEADER_LEN, LayerFields, LinkHeader, layer_len,
 };
 use std::net::SocketAddr;
 
@@ -66,12 +67,24 @@ impl Engine {
         }
     }
 
-    fn dispatch(&mut self, link: u32, header: CircuitHeader, frame: Frame, edge: &mut impl Edge, now: Nanos) {
+    fn dispatch(
+        &mut self,
+        link: u32,
+        header: CircuitHeader,
+        mut frame: Frame,
+        edge: &mut impl Edge,
+        now: Nanos,
+    ) {
         let side = Side { link, circ_id: header.circ_id };
         let command = Command::from_byte(header.command);
         if header.circ_id == 0 {
             match command {
-                Some(Command::Cover) => {}
+                Some(Command::Cover) => {
+                    // The work that a layered cell costs, so that the time taken does not tell cover from payload.
+                    if let Some(body) = body_mut(&mut frame) {
+                        let _ = self.dummy.forward.open_layer(header.hop_seq, &mut body[..layer_len(0)]);
+                    }
+                }
                 Some(command @ (Command::RekeyInit | Command::RekeyResp)) => {
                     self.raise(Event::LinkControl { link, command, frame });
                 }
@@ -86,20 +99,38 @@ impl Engine {
             (Some(Command::Create), None) => {
                 self.raise(Event::Create { back: side, seq: header.hop_seq, frame });
             }
-            (Some(Command::Created), _) => self.raise(Event::Created { ahead: side, frame }),
+            (Some(Command::Created), None | Some((_, Direction::Ahead))) => {
+                self.raise(Event::Created { ahead: side, frame });
+            }
             (Some(Command::Destroy), known) => {
                 let reason = DestroyReason::from_byte(frame.data().get(BODY_OFFSET).copied().unwrap_or(0));
                 match known {
                     Some((circuit, from)) => self.close_circuit(circuit, reason, Some(from), edge, now),
-                    None => self.raise(Event::CreateRefused { ahead: side, reason }),
+                    None => {
+                        self.raise(Event::CreateRefused { ahead: side, reason });
+                    }
                 }
             }
             (_, Some((circuit, _))) => {
                 self.counters.drop(DropReason::UnknownCommand);
                 self.close_circuit(circuit, DestroyReason::Protocol, None, edge, now);
             }
+            (Some(Command::Relay), None) => {
+                self.counters.drop(DropReason::UnknownCircuit);
+                self.repeat_destroy(side);
+            }
             (Some(_), None) => self.counters.drop(DropReason::UnknownCircuit),
             (None, None) => self.counters.drop(DropReason::UnknownCommand),
+        }
+    }
+
+    /// The peer still sends on a circuit that is gone: our DESTROY was lost. One at a time, and only where nothing else
+    /// waits, so that it takes no slot from anything.
+    fn repeat_destroy(&mut self, side: Side) {
+        let idle = |link: &Link| link.control.is_empty();
+        if self.links.get(side.link as usize).and_then(Option::as_ref).is_some_and(idle) {
+            let reason = DestroyReason::Finished;
+            self.queue_control(side.link, ControlCell::Destroy { circ_id: side.circ_id, reason });
         }
     }
 
@@ -122,12 +153,10 @@ impl Engine {
                             let seq = carried.pass_forward(header.hop_seq, body);
                             Ok(Step::Queue(Direction::Ahead, ahead, seq))
                         }
-                        (Some(HopCommand::Extend), _)
-                            if carried.depth() + 1 < relay_common::wire::MAX_HOPS =>
-                        {
-                            Ok(Step::Extend(fields.length))
+                        (Some(HopCommand::Extend), None) if carried.ask() => Ok(Step::Extend(fields.length)),
+                        (Some(HopCommand::Data), None) if self.limits.exit && carried.may_end() => {
+                            Ok(Step::Deliver(fields))
                         }
-                        (Some(HopCommand::Data), None) if self.limits.exit => Ok(Step::Deliver(fields)),
                         _ => Err(LayerError::Protocol),
                     }
                 })
@@ -140,8 +169,8 @@ impl Engine {
             },
             (Role::Origin(origin), _) => origin.open(header.hop_seq, body).and_then(|(depth, fields)| {
                 match HopCommand::from_byte(fields.command) {
-                    Some(HopCommand::Data) => Ok(Step::Deliver(fields)),
-                    Some(command @ (HopCommand::Extended | HopCommand::Refused)) => {
+                    Some(HopCommand::Data) if origin.open => Ok(Step::Deliver(fields)),
+                    Some(command @ (HopCommand::Extended | HopCommand::Refused)) if !origin.open => {
                         Ok(Step::Extended(depth, command, fields.length))
                     }
                     _ => Err(LayerError::Protocol),
@@ -151,14 +180,19 @@ impl Engine {
         match result {
             Ok(Step::Queue(direction, side, seq)) => {
                 put_header(&mut frame, relay_header(side.circ_id, seq));
-                if circuit.push(direction, frame).is_err() {
+                if self.waiting >= self.limits.waiting || circuit.push(direction, frame).is_err() {
                     self.counters.drop(DropReason::QueueFull);
                 } else {
+                    self.waiting += 1;
                     self.enter_turn(number, direction);
                 }
             }
             Ok(Step::Deliver(fields)) => self.deliver(number, header.hop_seq, fields, frame, edge, now),
-            Ok(Step::Extend(length)) => self.raise(Event::Extend { circuit: number, length, frame }),
+            Ok(Step::Extend(length)) => {
+                if !self.raise(Event::Extend { circuit: number, length, frame }) {
+                    self.close_circuit(number, DestroyReason::NoCapacity, None, edge, now);
+                }
+            }
             Ok(Step::Extended(depth, command, length)) => {
                 self.raise(Event::Extended { circuit: number, depth, command, length, frame });
             }
@@ -180,15 +214,18 @@ impl Engine {
         edge: &mut impl Edge,
         now: Nanos,
     ) {
-        if let Some(data) = body_mut(&mut frame).as_deref().and_then(data_of) {
-            edge.deliver(number, seq, data, fields.length, now);
-        }
         let Some(Some(circuit)) = self.circuits.get_mut(number as usize) else { return };
         if let Role::Carried(carried) = &mut circuit.role {
+            if !std::mem::replace(&mut carried.ends_here, true) {
+                edge.opened(number, now);
+            }
             if fields.flags & FLAG_CIRCUIT_COVER != 0 {
                 carried.owe();
             }
             self.enter_turn(number, Direction::Back);
+        }
+        if let Some(data) = body_mut(&mut frame).as_deref().and_then(data_of) {
+            edge.deliver(number, seq, data, fields.length, now);
         }
     }
 }

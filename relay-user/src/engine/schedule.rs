@@ -51,6 +51,23 @@ impl Schedule {
         self.draw();
     }
 
+    /// Goes on to the first slot due at `earliest` or later; returns how many slots that skips. Takes the same time
+    /// however many they are.
+    pub fn skip_to(&mut self, earliest: Nanos) -> u64 {
+        if self.deadline >= earliest {
+            return 0;
+        }
+        // The coming slot's period is the one that holds `earliest`, or the one behind it.
+        let periods = (earliest.since(self.base).0 / self.period.0).max(1);
+        self.base = self.base + Nanos(periods * self.period.0);
+        self.draw();
+        if self.deadline >= earliest {
+            return periods;
+        }
+        self.advance();
+        periods + 1
+    }
+
     fn draw(&mut self) {
         self.deadline = match self.law {
             Law::Constant => self.base,
@@ -101,6 +118,20 @@ mod tests {
             .map(|(i, &o)| (o as f64 / 1e6 - i as f64 / n).abs())
             .fold(0.0, f64::max);
         assert!(d < 1.63 / n.sqrt(), "D = {d}");
+    }
+
+    #[test]
+    fn skipping_lands_on_the_first_slot_not_before() {
+        for law in [Law::Constant, Law::Jittered] {
+            for ahead in [0, 1, 300_000, 999_999, 1_000_000, 1_500_000, 86_400_000_000_123] {
+                let mut schedule = Schedule::new(law, 1000, Nanos(5), [7; 32]);
+                let (base, earliest) = (schedule.base, schedule.deadline + Nanos(ahead));
+                let skipped = schedule.skip_to(earliest);
+                assert!(schedule.deadline >= earliest, "{law:?} {ahead}");
+                assert!(schedule.deadline.since(earliest).0 < 2_000_000, "{law:?} {ahead}");
+                assert_eq!(schedule.base.since(base).0, skipped * 1_000_000);
+            }
+        }
     }
 
     #[test]

@@ -8,11 +8,12 @@ use crate::xsk::{Frame, FramePool};
 use relay_common::wire::{
     BODY_LEN, CircuitHeader, Command, DATA_LEN, FLAG_CIRCUIT_COVER, HopCommand, LayerFields, RX_COUNT_LEN,
 };
+use std::collections::VecDeque;
 
 /// A slot this late is left empty, or half a period where that is longer.
 const TOLERANCE: Nanos = Nanos(200_000);
 /// Cells that leave in one turn, at most.
-const EMIT_BATCH: usize = 64;
+const EMIT_BATCH: usize = 32;
 
 impl Engine {
     /// When [`Engine::stage`] or [`Engine::emit`] next has something to do.
@@ -58,46 +59,42 @@ impl Engine {
         while staged < EMIT_BATCH
             && let Some(number) = self.wheel.pop(now)
         {
-            self.filed[number as usize] = false;
             self.stage_slot(number, now, pool, edge);
             staged += 1;
         }
         staged
     }
 
+    /// Seals a cell for a link's coming slot and files the slot after it. Slots that nobody can meet any more are
+    /// counted and left empty.
     fn stage_slot(&mut self, number: u32, now: Nanos, pool: &mut FramePool, edge: &mut impl Edge) {
         let lead = self.limits.lead;
         let Some(Some(link)) = self.links.get_mut(number as usize) else { return };
         let Some(index) = link.sender else { return };
-        let silent = now.since(link.last_received) > self.limits.silence;
-        let report = silent && !std::mem::replace(&mut link.reported_silent, silent);
-        while now.since(link.schedule.deadline()) > tolerance(link) {
-            self.counters.missed_slots += 1;
-            link.schedule.advance();
+        if now.since(link.last_received) > self.limits.silence && !link.reported_silent {
+            link.reported_silent = raise_silent(&mut self.events, number);
         }
+        let earliest = Nanos(now.0.saturating_sub(tolerance(link).0));
+        self.counters.missed_slots += link.schedule.skip_to(earliest);
         let deadline = link.schedule.deadline();
         if deadline.since(now) > lead + Nanos::MILLISECOND {
-            // Beyond the wheel's reach when it was filed.
-            self.file(number, deadline);
+            // It came up early: it lay beyond the wheel's reach, or slots before it were skipped.
+            self.file(number, deadline, now);
             return;
         }
         link.schedule.advance();
         let next = link.schedule.deadline();
-        self.file(number, next);
+        self.file(number, next, now);
         if let Some(frame) = self.sealed_cell(number, index, now, pool, edge) {
             // Slots of one link may come close together but never out of order; across links the order is the
             // wheel's, exact to a tick.
             let at = self.due.partition_point(|due| due.deadline <= deadline);
             self.due.insert(at, Due { deadline, link: number, frame });
         }
-        if report {
-            self.raise(Event::LinkSilent { link: number });
-        }
     }
 
-    fn file(&mut self, number: u32, deadline: Nanos) {
-        self.filed[number as usize] = true;
-        self.wheel.insert(number, Nanos(deadline.0.saturating_sub(self.limits.lead.0)));
+    pub(super) fn file(&mut self, number: u32, deadline: Nanos, now: Nanos) {
+        self.wheel.insert(number, Nanos(deadline.0.saturating_sub(self.limits.lead.0)), now);
     }
 
     fn sealed_cell(
@@ -135,7 +132,10 @@ impl Engine {
     ) -> Option<Frame> {
         let link = self.links.get_mut(number as usize)?.as_mut()?;
         match link.control.pop_front() {
-            Some(ControlCell::Ready(frame)) => return Some(frame),
+            Some(ControlCell::Ready(frame)) => {
+                self.waiting -= 1;
+                return Some(frame);
+            }
             Some(ControlCell::Destroy { circ_id, reason }) => {
                 let mut frame = take_cell(pool, &mut self.counters)?;
                 body_mut(&mut frame)?[0] = reason as u8;
@@ -171,35 +171,31 @@ impl Engine {
         pool: &mut FramePool,
         edge: &mut impl Edge,
     ) -> Option<Frame> {
-        let (circuit_number, direction) =
+        let (number, direction) =
             (key / 2, if key.is_multiple_of(2) { Direction::Back } else { Direction::Ahead });
-        let circuit = self.circuits.get_mut(circuit_number as usize)?.as_mut()?;
+        let circuit = self.circuits.get_mut(number as usize)?.as_mut()?;
         circuit.leave_turn(direction);
-        let queued = circuit.pop(direction);
         let side = circuit.side(direction)?;
-        let more = circuit.has_cells(direction);
-        let (frame, more) = match (queued, &mut circuit.role) {
-            (Some(frame), _) => (Some(frame), more),
-            (None, Role::Carried(carried)) if direction == Direction::Back && circuit.ahead.is_none() => {
-                let owes = carried.owed > 0;
-                if !owes && !edge.has_data(circuit_number) {
-                    return None;
-                }
-                carried.owed = carried.owed.saturating_sub(1);
-                let mut frame = take_cell(pool, &mut self.counters)?;
-                let body = body_mut(&mut frame)?;
-                let offset = fill_data(body, carried.received, circuit_number, now, edge);
-                let seq = carried.own_backward(HopCommand::Data, offset, body);
-                put_header(&mut frame, relay_header(side.circ_id, seq));
-                let more = if owes { carried.owed > 0 } else { edge.has_data(circuit_number) };
-                (Some(frame), more)
+        let (frame, more) = if let Some(frame) = circuit.pop(direction) {
+            self.waiting -= 1;
+            (frame, circuit.has_cells(direction))
+        } else {
+            let Role::Carried(carried) = &mut circuit.role else { return None };
+            if direction == Direction::Ahead || !carried.wants_slot(edge.has_data(number)) {
+                return None;
             }
-            (None, _) => (None, false),
+            let mut frame = take_cell(pool, &mut self.counters)?;
+            carried.pay();
+            let body = body_mut(&mut frame)?;
+            let offset = fill_data(body, carried.received, number, now, edge);
+            let seq = carried.own_backward(HopCommand::Data, offset, body);
+            put_header(&mut frame, relay_header(side.circ_id, seq));
+            (frame, carried.wants_slot(edge.has_data(number)))
         };
         if more {
-            self.enter_turn(circuit_number, direction);
+            self.enter_turn(number, direction);
         }
-        frame
+        Some(frame)
     }
 
     fn origin_cell(
@@ -241,4 +237,13 @@ fn fill_data(
 
 fn tolerance(link: &Link) -> Nanos {
     TOLERANCE.max(Nanos(link.schedule.period().0 / 2))
+}
+
+/// Tells the control plane that a link is silent; the queue has room for one such event per link.
+fn raise_silent(events: &mut VecDeque<Event>, link: u32) -> bool {
+    let room = events.len() < events.capacity();
+    if room {
+        events.push_back(Event::LinkSilent { link });
+    }
+    room
 }

@@ -1,5 +1,5 @@
 //! A timing wheel for slots: ticks of 4.096 µs, bitmaps searched by find-first-set, intrusive lists of link numbers.
-//! After construction it allocates nothing; insertion and removal of the earliest take constant time.
+//! After construction it allocates nothing; filing, taking the earliest and taking out any other take constant time.
 
 use super::time::Nanos;
 
@@ -14,32 +14,82 @@ const NIL: u32 = u32::MAX;
 #[derive(Debug)]
 pub struct Wheel {
     heads: Vec<u32>,
-    next: Vec<u32>,
+    entries: Vec<Entry>,
+    filed: usize,
     words: Vec<u64>,
     summary: [u64; SUMMARY],
     cursor: u64,
 }
+
+/// A link's place in the list of its slot. `slot` is [`NIL`] where the link is not filed.
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    slot: u32,
+    before: u32,
+    behind: u32,
+}
+
+const UNFILED: Entry = Entry { slot: NIL, before: NIL, behind: NIL };
 
 impl Wheel {
     /// An empty wheel for links `0..capacity`.
     pub fn new(capacity: usize) -> Self {
         Self {
             heads: vec![NIL; SLOTS],
-            next: vec![NIL; capacity],
+            entries: vec![UNFILED; capacity],
+            filed: 0,
             words: vec![0; WORDS],
             summary: [0; SUMMARY],
             cursor: 0,
         }
     }
 
-    /// Files `link` under `deadline`. A deadline already passed comes up at once. The link must not be filed already.
-    pub fn insert(&mut self, link: u32, deadline: Nanos) {
+    /// Files `link` under `deadline`, at `now`. A deadline already passed comes up at once. A link that is filed moves.
+    pub fn insert(&mut self, link: u32, deadline: Nanos, now: Nanos) {
+        self.remove(link);
+        if self.filed == 0 {
+            // Nobody popped while nothing was filed: the reach must count from now.
+            self.cursor = self.cursor.max(now.0 >> TICK_SHIFT);
+        }
         let tick = (deadline.0 >> TICK_SHIFT).clamp(self.cursor, self.cursor + SLOTS as u64 - 1);
         let slot = Self::slot(tick);
-        self.next[link as usize] = self.heads[slot];
-        self.heads[slot] = link;
+        let behind = std::mem::replace(&mut self.heads[slot], link);
+        if behind != NIL {
+            self.entries[behind as usize].before = link;
+        }
+        self.entries[link as usize] = Entry { slot: slot_number(slot), before: NIL, behind };
         self.words[slot / 64] |= 1 << (slot % 64);
         self.summary[slot / 4096] |= 1 << (slot / 64 % 64);
+        self.filed += 1;
+    }
+
+    /// Whether `link` is filed.
+    pub fn contains(&self, link: u32) -> bool {
+        self.entries[link as usize].slot != NIL
+    }
+
+    /// Takes `link` out, if it is filed.
+    pub fn remove(&mut self, link: u32) {
+        let Entry { slot, before, behind } = std::mem::replace(&mut self.entries[link as usize], UNFILED);
+        if slot == NIL {
+            return;
+        }
+        let slot = slot as usize;
+        self.filed -= 1;
+        if behind != NIL {
+            self.entries[behind as usize].before = before;
+        }
+        if before != NIL {
+            self.entries[before as usize].behind = behind;
+            return;
+        }
+        self.heads[slot] = behind;
+        if behind == NIL {
+            self.words[slot / 64] &= !(1 << (slot % 64));
+            if self.words[slot / 64] == 0 {
+                self.summary[slot / 4096] &= !(1 << (slot / 64 % 64));
+            }
+        }
     }
 
     /// Takes out one link whose tick has begun by `now`.
@@ -50,15 +100,8 @@ impl Wheel {
             return None;
         };
         self.cursor = tick;
-        let slot = Self::slot(tick);
-        let link = self.heads[slot];
-        self.heads[slot] = self.next[link as usize];
-        if self.heads[slot] == NIL {
-            self.words[slot / 64] &= !(1 << (slot % 64));
-            if self.words[slot / 64] == 0 {
-                self.summary[slot / 4096] &= !(1 << (slot / 64 % 64));
-            }
-        }
+        let link = self.heads[Self::slot(tick)];
+        self.remove(link);
         Some(link)
     }
 
@@ -97,6 +140,11 @@ impl Wheel {
     }
 }
 
+#[expect(clippy::cast_possible_truncation, reason = "below 2^16")]
+const fn slot_number(slot: usize) -> u32 {
+    slot as u32
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -105,27 +153,47 @@ mod tests {
     #[test]
     fn a_far_deadline_comes_up_early_not_never() {
         let mut wheel = Wheel::new(1);
-        wheel.insert(0, Nanos(10 * Nanos::SECOND.0));
+        wheel.insert(0, Nanos(10 * Nanos::SECOND.0), Nanos(0));
         let early = wheel.next_deadline().expect("filed");
         assert!(early.0 < 300_000_000);
         assert_eq!(wheel.pop(early), Some(0));
         assert_eq!(wheel.next_deadline(), None);
     }
 
+    #[test]
+    fn a_wheel_left_alone_reaches_ahead_from_now() {
+        let mut wheel = Wheel::new(2);
+        let hour = 3_600 * Nanos::SECOND.0;
+        wheel.insert(0, Nanos(hour + 1_000_000), Nanos(hour));
+        assert!(wheel.next_deadline().is_some_and(|at| at.0 > hour));
+        wheel.remove(0);
+        wheel.remove(0);
+        assert_eq!(wheel.next_deadline(), None);
+        wheel.insert(0, Nanos(3 * hour), Nanos(2 * hour));
+        wheel.insert(0, Nanos(2 * hour + 5_000_000), Nanos(2 * hour));
+        assert_eq!(wheel.pop(Nanos(2 * hour + 5_000_000)), Some(0), "moved, not doubled");
+        assert_eq!(wheel.pop(Nanos(4 * hour)), None);
+    }
+
     proptest! {
         #[test]
         fn agrees_with_a_sorted_list(
             start in 0u64..1 << 50,
-            gaps in prop::collection::vec((0u64..200_000_000, 0u64..3_000_000), 1..300),
+            gaps in prop::collection::vec((0u64..200_000_000, 0u64..3_000_000, any::<bool>()), 1..300),
         ) {
             let mut wheel = Wheel::new(gaps.len());
             let mut filed: Vec<(u64, u32)> = Vec::new();
             let mut now = start;
             prop_assert_eq!(wheel.pop(Nanos(now)), None);
-            for (link, (ahead, step)) in gaps.into_iter().enumerate() {
+            for (link, (ahead, step, out)) in gaps.into_iter().enumerate() {
                 let link = u32::try_from(link).unwrap();
-                wheel.insert(link, Nanos(now + ahead));
+                wheel.insert(link, Nanos(now + ahead), Nanos(now));
                 filed.push(((now + ahead) >> TICK_SHIFT, link));
+                if out {
+                    let (_, taken) = filed.swap_remove(filed.len() / 2);
+                    wheel.remove(taken);
+                    prop_assert!(!wheel.contains(taken));
+                }
                 now += step;
                 while let Some(popped) = wheel.pop(Nanos(now)) {
                     let earliest = filed.iter().map(|f| f.0).min().unwrap();

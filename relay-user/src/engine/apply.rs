@@ -1,0 +1,230 @@
+//! What the control plane's commands do: links and sessions come and go, circuits grow and close.
+
+use super::circuit::{Carried, Circuit, Direction, Origin, Role, Side};
+use super::link::{CONTROL_CELLS, ControlCell, Link, Session, sealed_ahead};
+use super::schedule::Schedule;
+use super::time::Nanos;
+use super::{Command, DropReason, Edge, Engine, Event, body_mut, put_header, relay_header};
+use crate::crypto::HopKeys;
+use crate::xsk::Frame;
+use relay_common::wire::{CircuitHeader, Command as CellCommand, DestroyReason, HopCommand, LayerFields};
+
+impl Engine {
+    /// Carries out a command of the control plane.
+    pub fn apply(&mut self, command: Command, edge: &mut impl Edge, now: Nanos) {
+        match command {
+            Command::AddLink { link, schedule } => self.add_link(link, *schedule, edge, now),
+            Command::InstallSession { session, send_now } => self.install(session, send_now, now),
+            Command::RemoveSession { receive_index } => {
+                self.sessions.remove(&receive_index);
+            }
+            Command::RemoveLink { link } => self.remove_link(link, edge, now),
+            Command::SendCell { link, circ_id, command, hop_seq, frame } => {
+                let header = CircuitHeader { circ_id, command: command as u8, key_epoch: 0, hop_seq };
+                self.send_control(link, header, frame);
+            }
+            Command::AddCarried { circuit, back, depth, keys, seq } => {
+                let role = Role::Carried(Carried::new(depth, *keys, seq));
+                self.add_circuit(circuit, Circuit::new(Some(back), None, role));
+            }
+            Command::Extend { circuit, ahead, frame } => self.extend(circuit, ahead, frame),
+            Command::Answer { circuit, command, length, frame } => {
+                self.answer(circuit, command, length, frame);
+            }
+            Command::AddOrigin { circuit, ahead, keys, seq, cover } => {
+                let mut origin = Origin::new(seq, cover);
+                origin.add_hop(*keys);
+                self.add_circuit(circuit, Circuit::new(None, Some(ahead), Role::Origin(origin)));
+            }
+            Command::SendExtend { circuit, length, frame } => self.send_extend(circuit, length, frame),
+            Command::AddHop { circuit, keys, open } => self.add_hop(circuit, *keys, open, edge, now),
+            Command::CloseCircuit { circuit, reason } => {
+                self.close_circuit(circuit, reason, None, edge, now);
+            }
+        }
+    }
+
+    fn add_link(&mut self, number: u32, schedule: Schedule, edge: &mut impl Edge, now: Nanos) {
+        if number >= self.limits.links {
+            return;
+        }
+        // A link under the same number goes first, with all that hangs on it.
+        self.remove_link(number, edge, now);
+        let ahead = sealed_ahead(&schedule, self.limits.lead);
+        self.due.reserve(ahead * self.links.iter().flatten().count().saturating_add(1));
+        let link = Link::new(schedule, self.limits.lead, now, self.limits.circuits as usize);
+        if let Some(slot) = self.links.get_mut(number as usize) {
+            *slot = Some(link);
+        }
+    }
+
+    fn install(&mut self, session: Box<Session>, send_now: bool, now: Nanos) {
+        let (number, index) = (session.link, session.receive_index);
+        let Some(Some(link)) = self.links.get_mut(number as usize) else { return };
+        link.last_received = now;
+        link.reported_silent = false;
+        self.sessions.insert(index, session);
+        if send_now {
+            self.send_with(number, index, now);
+        }
+    }
+
+    /// Seals a link's cells with session `index` from the next slot on; starts the slots where they stood still.
+    pub(super) fn send_with(&mut self, number: u32, index: u32, now: Nanos) {
+        let Some(Some(link)) = self.links.get_mut(number as usize) else { return };
+        link.sender = Some(index);
+        if !self.wheel.contains(number) {
+            // Slots before the first session were never due: they do not count as missed.
+            link.schedule.skip_to(now + self.limits.lead);
+            let deadline = link.schedule.deadline();
+            self.file(number, deadline, now);
+        }
+    }
+
+    fn remove_link(&mut self, number: u32, edge: &mut impl Edge, now: Nanos) {
+        let Some(link) = self.links.get_mut(number as usize).and_then(Option::take) else { return };
+        self.waiting -= link.waiting();
+        self.wheel.remove(number);
+        self.due.retain(|due| due.link != number);
+        self.sessions.retain(|_, session| session.link != number);
+        for circuit in 0..self.limits.circuits {
+            let Some(Some(entry)) = self.circuits.get(circuit as usize) else { continue };
+            let gone = [Direction::Back, Direction::Ahead]
+                .into_iter()
+                .find(|&direction| entry.side(direction).is_some_and(|side| side.link == number));
+            if gone.is_some() {
+                self.close_circuit(circuit, DestroyReason::LinkDown, gone, edge, now);
+            }
+        }
+    }
+
+    fn add_circuit(&mut self, number: u32, circuit: Circuit) {
+        let sides = [(circuit.back, Direction::Back), (circuit.ahead, Direction::Ahead)];
+        let named = sides.iter().any(|(side, _)| side.is_some_and(|side| self.names.contains_key(&side)));
+        let Some(slot) = self.circuits.get_mut(number as usize).filter(|slot| slot.is_none() && !named)
+        else {
+            self.raise_own(Event::CircuitClosed { circuit: number, reason: DestroyReason::NoCapacity });
+            return;
+        };
+        *slot = Some(Box::new(circuit));
+        for (side, direction) in sides {
+            if let Some(side) = side {
+                self.names.insert(side, (number, direction));
+            }
+        }
+    }
+
+    fn extend(&mut self, number: u32, ahead: Side, frame: Frame) {
+        let Some(Some(circuit)) = self.circuits.get_mut(number as usize) else { return };
+        let Role::Carried(carried) = &mut circuit.role else { return };
+        if !carried.may_extend() || circuit.ahead.is_some() || self.names.contains_key(&ahead) {
+            self.raise(Event::CreateRefused { ahead, reason: DestroyReason::NoCapacity });
+            return;
+        }
+        let hop_seq = carried.extend_seq();
+        circuit.ahead = Some(ahead);
+        self.names.insert(ahead, (number, Direction::Ahead));
+        let command = CellCommand::Create as u8;
+        let header = CircuitHeader { circ_id: ahead.circ_id, command, key_epoch: 0, hop_seq };
+        self.send_control(ahead.link, header, frame);
+    }
+
+    fn answer(&mut self, number: u32, command: HopCommand, length: u16, mut frame: Frame) {
+        let Some(Some(circuit)) = self.circuits.get_mut(number as usize) else { return };
+        let (Role::Carried(carried), Some(back)) = (&mut circuit.role, circuit.back) else { return };
+        let extended = command == HopCommand::Extended;
+        if !carried.answered(extended) {
+            self.counters.drop(DropReason::UnknownCommand);
+            return;
+        }
+        let Some(body) = body_mut(&mut frame) else { return };
+        let hop_seq = carried.own_backward(command, length, body);
+        if !extended {
+            self.detach_ahead(number);
+        }
+        self.send_control(back.link, relay_header(back.circ_id, hop_seq), frame);
+    }
+
+    /// Forgets the side towards the exit, and what waits for it.
+    fn detach_ahead(&mut self, number: u32) {
+        let Some(Some(circuit)) = self.circuits.get_mut(number as usize) else { return };
+        self.waiting -= circuit.waiting(Direction::Ahead);
+        let Some(side) = circuit.detach(Direction::Ahead) else { return };
+        self.names.remove(&side);
+        if let Some(Some(link)) = self.links.get_mut(side.link as usize) {
+            link.ready.retain(|&key| key != Self::turn(number, Direction::Ahead));
+        }
+    }
+
+    fn send_extend(&mut self, number: u32, length: u16, mut frame: Frame) {
+        let Some(Some(circuit)) = self.circuits.get_mut(number as usize) else { return };
+        let (Role::Origin(origin), Some(ahead)) = (&mut circuit.role, circuit.ahead) else { return };
+        let Some(body) = body_mut(&mut frame) else { return };
+        let fields = LayerFields { command: HopCommand::Extend as u8, flags: 0, length };
+        let hop_seq = origin.seal(fields, body);
+        self.send_control(ahead.link, relay_header(ahead.circ_id, hop_seq), frame);
+    }
+
+    fn add_hop(&mut self, number: u32, keys: HopKeys, open: bool, edge: &mut impl Edge, now: Nanos) {
+        let Some(Some(circuit)) = self.circuits.get_mut(number as usize) else { return };
+        let (Role::Origin(origin), Some(ahead)) = (&mut circuit.role, circuit.ahead) else { return };
+        if !origin.open && origin.add_hop(keys) && open {
+            origin.open = true;
+            edge.opened(number, now);
+            if let Some(Some(link)) = self.links.get_mut(ahead.link as usize) {
+                link.origins.push_back(number);
+            }
+        }
+    }
+
+    /// Forgets a circuit and tells its neighbours, except on the side that told us or went down.
+    pub(super) fn close_circuit(
+        &mut self,
+        number: u32,
+        reason: DestroyReason,
+        told_by: Option<Direction>,
+        edge: &mut impl Edge,
+        now: Nanos,
+    ) {
+        let Some(circuit) = self.circuits.get_mut(number as usize).and_then(Option::take) else { return };
+        for direction in [Direction::Back, Direction::Ahead] {
+            self.waiting -= circuit.waiting(direction);
+            let Some(side) = circuit.side(direction) else { continue };
+            self.names.remove(&side);
+            if let Some(Some(link)) = self.links.get_mut(side.link as usize) {
+                link.ready.retain(|&key| key != Self::turn(number, direction));
+                link.origins.retain(|&origin| origin != number);
+            }
+            if told_by != Some(direction) {
+                self.queue_control(side.link, ControlCell::Destroy { circ_id: side.circ_id, reason });
+            }
+        }
+        let opened = match &circuit.role {
+            Role::Carried(carried) => carried.ends_here,
+            Role::Origin(origin) => origin.open,
+        };
+        if opened {
+            edge.closed(number, now);
+        }
+        self.raise_own(Event::CircuitClosed { circuit: number, reason });
+    }
+
+    /// Queues a cell whose body stands in `frame`, ahead of all circuits.
+    fn send_control(&mut self, link: u32, header: CircuitHeader, mut frame: Frame) {
+        put_header(&mut frame, header);
+        self.queue_control(link, ControlCell::Ready(frame));
+    }
+
+    pub(super) fn queue_control(&mut self, number: u32, cell: ControlCell) {
+        let Some(Some(link)) = self.links.get_mut(number as usize) else {
+            self.counters.drop(DropReason::UnknownCircuit);
+            return;
+        };
+        if link.control.len() >= CONTROL_CELLS {
+            self.counters.drop(DropReason::ControlFull);
+            return;
+        }
+        self.waiting += usize::from(matches!(cell, ControlCell::Ready(_)));
+        link.control.push_back(cell);
+    }
+}
