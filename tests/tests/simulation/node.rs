@@ -42,18 +42,12 @@ struct Building {
     cover: bool,
 }
 
-/// Where a link goes: the peer's index in the network and the link's number there.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Far {
-    pub(crate) node: usize,
-    pub(crate) link: u32,
-}
-
 pub(crate) struct Node {
     pub(crate) engine: Engine,
     pub(crate) edge: TestEdge,
     pub(crate) address: SocketAddr,
-    pub(crate) far: BTreeMap<u32, Far>,
+    /// The peer of each link, by its place in the network.
+    pub(crate) far: BTreeMap<u32, usize>,
     pub(crate) stalled_until: Nanos,
     pub(crate) closed: Vec<(u32, DestroyReason)>,
     pub(crate) silent: Vec<u32>,
@@ -92,7 +86,7 @@ impl Node {
         self.engine.apply(command, &mut self.edge, now);
     }
 
-    pub(crate) fn add_link(&mut self, link: u32, far: Far, law: Law, rate: u32, now: Nanos) {
+    pub(crate) fn add_link(&mut self, link: u32, far: usize, law: Law, rate: u32, now: Nanos) {
         let mut seed = [0; 32];
         seed[..8].copy_from_slice(&self.seed.to_be_bytes());
         seed[8..12].copy_from_slice(&link.to_be_bytes());
@@ -158,7 +152,7 @@ impl Node {
     }
 
     fn link_to(&self, node: usize) -> u32 {
-        let found = self.far.iter().find(|(_, far)| far.node == node);
+        let found = self.far.iter().find(|&(_, &far)| far == node);
         *found.expect("a link to every relay of the path").0
     }
 
