@@ -89,6 +89,10 @@ impl Relay {
                 relay.apply(Command::Extend { circuit, ahead: AHEAD, frame });
             }
         }
+        // Slots begin a lead after the session: let them run evenly first.
+        for _ in 0..4 {
+            relay.batch();
+        }
         relay
     }
 
