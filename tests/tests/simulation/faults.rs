@@ -71,7 +71,7 @@ fn reordering_and_duplication_alone_cost_nothing() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 4, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 4, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn any_faults(seed: u64, cover: bool, loss in 0u32..300, duplicate in 0u32..300, reorder in 0u32..500) {

@@ -131,7 +131,7 @@ fn a_worker_that_slept_for_long_goes_on_at_once() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 6, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 6, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn any_seed_hides_any_traffic(seed: u64, jittered: bool, cover: bool, overload: bool) {
