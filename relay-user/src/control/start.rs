@@ -101,10 +101,13 @@ async fn relay(config: RelayConfig, key: StaticKey, network: NetworkDocument, me
 async fn client(config: ClientConfig, network: NetworkDocument) -> Result<()> {
     let status = bind_status(&config.control.socket)?;
     let clock = Clock::start();
-    let mut rng = system_rng()?;
+    let rng = system_rng()?;
     let (class_name, class) = client_class(&network)?;
     if *class_name != config.class {
-        bail!("class {:?} is not the one that this network's clients use: write class = {class_name:?}", config.class);
+        bail!(
+            "class {:?} is not the one that this network's clients use: write class = {class_name:?}",
+            config.class
+        );
     }
     let path = client_path(&config, &network)?;
     let entry = network.relay_by_id(&path[0].id).context("the entry is in the document")?;
@@ -132,9 +135,9 @@ async fn client(config: ClientConfig, network: NetworkDocument) -> Result<()> {
     let node = Node {
         name: "client".to_owned(),
         clock,
-        rng: { ChaCha20Rng::from_rng(&mut rng) },
+        rng,
         links,
-        part: Part::Client(builder),
+        part: Part::Client(Box::new(builder)),
         out,
         worker,
         mode,
@@ -162,8 +165,8 @@ struct OpenDatapath {
 }
 
 enum AnyPort {
-    AfXdp(AfXdpPort),
-    Udp(UdpPort),
+    AfXdp(Box<AfXdpPort>),
+    Udp(Box<UdpPort>),
 }
 
 impl OpenDatapath {
@@ -181,8 +184,8 @@ impl OpenDatapath {
         };
         let port = self.port.take().context("a datapath starts once")?;
         match port {
-            AnyPort::AfXdp(port) => Worker::start(engine, port, edge, pool, clock, poll, config.cpu),
-            AnyPort::Udp(port) => Worker::start(engine, port, edge, pool, clock, poll, config.cpu),
+            AnyPort::AfXdp(port) => Worker::start(engine, *port, edge, pool, clock, poll, config.cpu),
+            AnyPort::Udp(port) => Worker::start(engine, *port, edge, pool, clock, poll, config.cpu),
         }
         .context("the worker thread")
     }
@@ -227,7 +230,7 @@ async fn open_afxdp(config: &Datapath, local: SocketAddr, attach: AttachMode) ->
     log::info!("cells go over {interface} by AF_XDP, {}", mode.bind.name());
     Ok(OpenDatapath {
         arena,
-        port: Some(AnyPort::AfXdp(port)),
+        port: Some(AnyPort::AfXdp(Box::new(port))),
         mode,
         steering: Some(steering),
         socket: Socket::Own(socket),
@@ -247,7 +250,7 @@ fn open_udp(config: &Datapath, local: SocketAddr) -> Result<OpenDatapath> {
         arena,
         mode: port.mode(),
         socket: Socket::Shared { socket: port.control_socket()?, inbox },
-        port: Some(AnyPort::Udp(port)),
+        port: Some(AnyPort::Udp(Box::new(port))),
         steering: None,
         neighbours: None,
         local,
@@ -255,8 +258,9 @@ fn open_udp(config: &Datapath, local: SocketAddr) -> Result<OpenDatapath> {
 }
 
 fn bind_status(path: &std::path::Path) -> Result<StatusSocket> {
-    StatusSocket::bind(path)
-        .with_context(|| format!("control.socket {}: cannot listen; is the node running already?", path.display()))
+    StatusSocket::bind(path).with_context(|| {
+        format!("control.socket {}: cannot listen; is the node running already?", path.display())
+    })
 }
 
 fn system_rng() -> Result<ChaCha20Rng> {
@@ -276,13 +280,13 @@ fn pace(class: &Class) -> Pace {
 /// The class of client links: the one that no trunk has. With more than one, a relay could not tell which a client
 /// means before its first cell.
 fn client_class(network: &NetworkDocument) -> Result<(&String, &Class)> {
-    let mut free = network
-        .classes
-        .iter()
-        .filter(|(name, _)| network.trunks.iter().all(|trunk| trunk.class != **name));
+    let mut free =
+        network.classes.iter().filter(|(name, _)| network.trunks.iter().all(|trunk| trunk.class != **name));
     match (free.next(), free.next()) {
         (Some(class), None) => Ok(class),
-        _ => bail!("the network document must have exactly one class that no trunk uses: that of clients' links"),
+        _ => bail!(
+            "the network document must have exactly one class that no trunk uses: that of clients' links"
+        ),
     }
 }
 
@@ -313,7 +317,9 @@ fn trunk_peers(network: &NetworkDocument, me: &Relay) -> Result<Vec<Peer>> {
 fn client_path(config: &ClientConfig, network: &NetworkDocument) -> Result<Vec<PathRelay>> {
     let names: Vec<String> = match &config.path {
         Some(names) => names.to_vec(),
-        None => first_path(network).context("the network document's trunks join no entry, middle and exit")?,
+        None => {
+            first_path(network).context("the network document's trunks join no entry, middle and exit")?
+        }
     };
     names
         .iter()
@@ -327,7 +333,9 @@ fn client_path(config: &ClientConfig, network: &NetworkDocument) -> Result<Vec<P
 fn first_path(network: &NetworkDocument) -> Option<Vec<String>> {
     let with = |role: RelayRole| network.relays.iter().filter(move |relay| relay.roles.contains(&role));
     for entry in with(RelayRole::Entry) {
-        for middle in with(RelayRole::Middle).filter(|middle| network.trunk(&entry.name, &middle.name).is_some()) {
+        for middle in
+            with(RelayRole::Middle).filter(|middle| network.trunk(&entry.name, &middle.name).is_some())
+        {
             for exit in with(RelayRole::Exit) {
                 if exit.name != entry.name && network.trunk(&middle.name, &exit.name).is_some() {
                     return Some([entry, middle, exit].map(|relay| relay.name.clone()).to_vec());

@@ -138,7 +138,8 @@ impl Edge for NodeEdge {
                 let ClientSide { tun, reassembler, circuit: ours, last_delivery, .. } = &mut **side;
                 if *ours == Some(circuit) {
                     *last_delivery = now;
-                    reassembler.accept(seq, data, block_offset, &mut |kind, packet| tun.deliver(kind, packet));
+                    reassembler
+                        .accept(seq, data, block_offset, &mut |kind, packet| tun.deliver(kind, packet));
                 }
             }
             Self::Exit(side) => {

@@ -31,6 +31,10 @@ const MAX_SLEEP: Nanos = Nanos::MILLISECOND;
 /// How often totals are published and stale reassembly is given up.
 const HOUSEKEEPING: Nanos = Nanos(20 * Nanos::MILLISECOND.0);
 
+/// Highest priority that is not real-time: payload of others must not decide when a slot is met, and a busy worker that
+/// spins must not lock the host up.
+const WORKER_NICE: i32 = -20;
+
 /// How a worker waits for its next slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Poll {
@@ -143,9 +147,9 @@ impl Worker {
     /// # Errors
     /// Where the queue is full or the worker has ended; the command is lost then.
     pub fn tell(&self, command: ToWorker) -> Result<(), WorkerBusy> {
-        self.commands.try_send(command).map_err(|error| {
-            WorkerBusy(if error.is_full() { "its queue is full" } else { "it has ended" })
-        })
+        self.commands
+            .try_send(command)
+            .map_err(|error| WorkerBusy(if error.is_full() { "its queue is full" } else { "it has ended" }))
     }
 
     /// The next event, when there is one.
@@ -187,6 +191,10 @@ impl Drop for Worker {
 fn pin(cpu: Option<usize>) -> std::io::Result<()> {
     // The default of 50 µs would be added to every sleep.
     rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1))?;
+    // On Linux this is the calling thread's alone. Without the privilege, slots are met less well on a busy host.
+    if let Err(error) = rustix::process::setpriority_process(None, WORKER_NICE) {
+        log::warn!("the worker runs at ordinary priority: {error}; it needs CAP_SYS_NICE for better");
+    }
     if let Some(cpu) = cpu {
         let mut set = rustix::thread::CpuSet::new();
         if cpu >= rustix::thread::CpuSet::MAX_CPU {
@@ -237,9 +245,8 @@ impl<P: Port> Turning<P> {
 
     fn send_due(&mut self, now: Nanos) {
         let port = &mut self.port;
-        let sent = self.engine.emit(now, |link, frame| {
-            port.transmit(link, frame).map_err(|refused| refused.frame)
-        });
+        let sent =
+            self.engine.emit(now, |link, frame| port.transmit(link, frame).map_err(|refused| refused.frame));
         if sent > 0 {
             port.flush(&mut self.pool);
         }
