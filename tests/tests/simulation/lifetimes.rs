@@ -121,7 +121,7 @@ fn the_slots_of_a_replaced_link_leave_nothing_behind() {
     for old_rate in [5, 2000] {
         for phase in 0..12 {
             let mut net = Net::new(46, Law::Constant);
-            let mut place = |net: &mut Net, rate| {
+            let place = |net: &mut Net, rate| {
                 let now = Nanos(net.now);
                 let schedule = Box::new(Schedule::new(Law::Constant, rate, now, [3; 32]));
                 net.command(MIDDLE, Command::AddLink { link: LINK, schedule });
