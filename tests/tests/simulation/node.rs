@@ -158,7 +158,8 @@ impl Node {
         self.far.iter().find(|&(_, &far)| far == node).map(|(&link, _)| link)
     }
 
-    fn body(&mut self, bytes: &[u8]) -> Frame {
+    /// A frame whose body begins with `bytes`.
+    pub(crate) fn body(&mut self, bytes: &[u8]) -> Frame {
         let mut frame = self.pool.take().expect("frame for the control plane");
         blank_cell(&mut frame).expect("cell");
         body_mut(&mut frame).expect("body")[..bytes.len()].copy_from_slice(bytes);

@@ -158,6 +158,24 @@ fn data_does_not_end_where_no_exit_is() {
 }
 
 #[test]
+fn an_answer_that_nobody_asked_for_is_never_sealed() {
+    let mut rogue = Rogue::new();
+    rogue.create();
+    rogue.extend(2);
+    rogue.net.run(100 * MS);
+    let waiting = rogue.net.nodes[MIDDLE].engine.waiting_cells();
+    for count in 1..3 {
+        // As after a second CREATED from a relay that wants two cells under one number.
+        let frame = rogue.net.nodes[MIDDLE].body(&[]);
+        let (circuit, command) = (1, HopCommand::Extended);
+        rogue.net.command(MIDDLE, Command::Answer { circuit, command, length: 0, frame });
+        assert_eq!(rogue.dropped(DropReason::UnknownCommand), count);
+    }
+    assert_eq!(rogue.net.nodes[MIDDLE].engine.waiting_cells(), waiting);
+    rogue.ends_unseen();
+}
+
+#[test]
 fn a_circuit_is_extended_once() {
     let mut rogue = Rogue::new();
     rogue.create();
