@@ -60,6 +60,7 @@ async fn relay(config: RelayConfig, key: StaticKey, network: NetworkDocument, me
     let mut rng = system_rng()?;
     let mut limits = Limits { exit: config.exit.is_some(), ..Limits::default() };
     limits.events = 2 * limits.circuits as usize;
+    limits.waiting = config.datapath.frames as usize / 2;
     let port = me.address.port();
 
     let mut datapath = open_datapath(&config.datapath, me.address).await?;
@@ -126,7 +127,8 @@ async fn client(config: ClientConfig, network: NetworkDocument) -> Result<()> {
         config.tun.routes.iter().map(|route| (route.address(), route.prefix_len())).collect();
     let routes = GuardedRoutes::install(tun.tun().index(), &prefixes).await?;
 
-    let limits = Limits { links: 16, circuits: 16, ..Limits::default() };
+    let waiting = config.datapath.frames as usize / 2;
+    let limits = Limits { links: 16, circuits: 16, waiting, ..Limits::default() };
     let links = Links::new(network.suite, None, peers, limits.links);
     let builder = Builder::new(path, network.suite, config.cover == Cover::Circuit);
     let worker = datapath.start(Engine::new(limits), NodeEdge::client(tun), clock, &config.worker)?;
