@@ -13,6 +13,7 @@
 
 pub mod lab;
 pub mod netns;
+pub mod nodes;
 pub mod observer;
 pub mod packet;
 pub mod privilege;
@@ -21,4 +22,5 @@ mod wiring;
 
 pub use lab::{Host, Lab};
 pub use netns::{Netns, NetnsGuard};
+pub use nodes::Nodes;
 pub use observer::{Flow, Observer, Snapshot};
