@@ -44,23 +44,24 @@ pub enum NatError {
     },
 }
 
+/// Where the kernel shows its network settings, those of the calling thread's namespace.
+const SETTINGS: &str = "/proc/sys/net";
+/// Begins the table's comment that names the switches which this program switched on.
+const SWITCHED_ON: &str = "switched on: ";
+
 /// Running NAT; dropping it takes everything back as far as that is possible.
 #[derive(Debug)]
 pub struct Nat {
     table: String,
-    switches: Vec<Switch>,
+    /// Those that were off before.
+    switches: Vec<PathBuf>,
     active: bool,
-}
-
-#[derive(Debug)]
-struct Switch {
-    path: PathBuf,
-    before: String,
 }
 
 impl Nat {
     /// Masquerades the pool behind the interface `outside` and forwards between it and the device `tun`, in the network
-    /// namespace of the calling thread. A table left by a killed run is replaced in the same transaction.
+    /// namespace of the calling thread. A table left by a killed run is replaced in the same transaction, and what that
+    /// run had switched on is switched off in the end.
     ///
     /// # Errors
     /// [`NatError`]; what was already changed is taken back.
@@ -71,15 +72,35 @@ impl Nat {
             }
         }
         let table = table_name(tun);
-        // Rules before forwarding: no packet is forwarded by rules that do not stand yet.
-        nft(&table, &rules(&table, tun, outside, networks))?;
-        let mut nat = Self { table, switches: Vec::new(), active: true };
-        let settings = Path::new("/proc/sys/net");
-        nat.enable(settings.join(format!("ipv4/conf/{tun}/forwarding")))?;
-        nat.enable(settings.join(format!("ipv4/conf/{outside}/forwarding")))?;
+        let mut switches =
+            vec![format!("ipv4/conf/{tun}/forwarding"), format!("ipv4/conf/{outside}/forwarding")];
         // IPv6 has no forwarding by interface before Linux 6.17; a host without IPv6 has no such switch.
-        if settings.join("ipv6").exists() {
-            nat.enable(settings.join("ipv6/conf/all/forwarding"))?;
+        if Path::new(SETTINGS).join("ipv6").exists() {
+            switches.push("ipv6/conf/all/forwarding".to_owned());
+        }
+        // A killed run left its table, and with it word of what it had switched on and could not switch off again.
+        let owed = listing(&table)?;
+        let mut off = Vec::with_capacity(switches.len());
+        for switch in switches {
+            let path = Path::new(SETTINGS).join(&switch);
+            let value = fs::read_to_string(&path).map_err(|source| NatError::Forwarding {
+                path,
+                action: "read",
+                source,
+            })?;
+            if value.trim() == "0" || is_owed(&owed, &switch) {
+                off.push(switch);
+            }
+        }
+        // Rules before forwarding: no packet is forwarded by rules that do not stand yet.
+        nft(&table, &rules(&table, tun, outside, networks, &off))?;
+        let mut nat = Self { table, switches: Vec::with_capacity(off.len()), active: true };
+        for switch in off {
+            let path = Path::new(SETTINGS).join(switch);
+            match fs::write(&path, "1") {
+                Ok(()) => nat.switches.push(path),
+                Err(source) => return Err(NatError::Forwarding { path, action: "set", source }),
+            }
         }
         Ok(nat)
     }
@@ -97,26 +118,13 @@ impl Nat {
         self.undo()
     }
 
-    fn enable(&mut self, path: PathBuf) -> Result<(), NatError> {
-        let failed = |action| {
-            let path = path.clone();
-            move |source| NatError::Forwarding { path, action, source }
-        };
-        let before = fs::read_to_string(&path).map_err(failed("read"))?;
-        if before.trim() == "0" {
-            fs::write(&path, "1").map_err(failed("set"))?;
-            self.switches.push(Switch { path, before });
-        }
-        Ok(())
-    }
-
     fn undo(&mut self) -> Result<(), NatError> {
         if !std::mem::take(&mut self.active) {
             return Ok(());
         }
         let mut first_error = Ok(());
-        for Switch { path, before } in self.switches.drain(..).rev() {
-            match fs::write(&path, before) {
+        for path in self.switches.drain(..).rev() {
+            match fs::write(&path, "0") {
                 Ok(()) => {}
                 // The TUN's own switch goes with the device.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -154,12 +162,14 @@ fn table_name(tun: &str) -> String {
     name
 }
 
-fn rules(table: &str, tun: &str, outside: &str, networks: &PoolNetworks) -> String {
+fn rules(table: &str, tun: &str, outside: &str, networks: &PoolNetworks, off: &[String]) -> String {
     let [pool4, pool6] = networks.to_text();
+    let off = off.join(" ");
     format!(
         r#"table inet {table}
 delete table inet {table}
 table inet {table} {{
+  comment "{SWITCHED_ON}{off}"
   chain postrouting {{
     type nat hook postrouting priority srcnat; policy accept;
     ip saddr {pool4} oifname "{outside}" masquerade
@@ -187,6 +197,34 @@ table inet {table} {{
     )
 }
 
+/// The table as nft prints it; empty where there is none.
+fn listing(table: &str) -> Result<String, NatError> {
+    let output = Command::new("nft")
+        .args(["list", "table", "inet", table])
+        .stdin(Stdio::null())
+        .output()
+        .map_err(could_not_run)?;
+    Ok(if output.status.success() {
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    } else {
+        String::new()
+    })
+}
+
+/// Whether the table `listing` says that `switch` was switched on by this program.
+fn is_owed(listing: &str, switch: &str) -> bool {
+    let named = listing.lines().filter_map(|line| line.trim().strip_prefix("comment \""));
+    let named = named.filter_map(|comment| comment.strip_suffix('"')?.strip_prefix(SWITCHED_ON));
+    named.flat_map(|switches| switches.split(' ')).any(|named| named == switch)
+}
+
+fn could_not_run(error: io::Error) -> NatError {
+    match error.kind() {
+        io::ErrorKind::NotFound => NatError::NoNft,
+        _ => NatError::Run(error),
+    }
+}
+
 fn nft(table: &str, script: &str) -> Result<(), NatError> {
     let mut child = Command::new("nft")
         .args(["-f", "-"])
@@ -194,10 +232,7 @@ fn nft(table: &str, script: &str) -> Result<(), NatError> {
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
-        .map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => NatError::NoNft,
-            _ => NatError::Run(error),
-        })?;
+        .map_err(could_not_run)?;
     // A program that ends without reading breaks the pipe; what it wrote about it says more than that.
     let written = child.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(script.as_bytes()));
     let output = child.wait_with_output().map_err(NatError::Run)?;
@@ -219,6 +254,16 @@ mod tests {
         assert_eq!(table_name("ew0"), "evenwire_ew0");
         assert_eq!(table_name("ew-exit"), "evenwire_ew_2dexit");
         assert_ne!(table_name("ew-0"), table_name("ew_0"));
+    }
+
+    #[test]
+    fn the_table_remembers_what_was_switched_on() {
+        let off = ["ipv4/conf/ew0/forwarding".to_owned(), "ipv6/conf/all/forwarding".to_owned()];
+        let table = rules("evenwire_ew0", "ew0", "out0", &networks(16), &off);
+        assert!(off.iter().all(|switch| is_owed(&table, switch)));
+        assert!(!is_owed(&table, "ipv4/conf/out0/forwarding"));
+        assert!(!is_owed(&table, "ipv6/conf/all"));
+        assert!(!is_owed("", "ipv6/conf/all/forwarding"));
     }
 
     #[test]
