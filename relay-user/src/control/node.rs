@@ -219,7 +219,7 @@ impl Node {
             drops.insert(reason.name().to_owned(), self.out.refusals[reason as usize]);
         }
         for (name, count) in &totals.edge {
-            drops.insert(format!("edge_{name}"), *count);
+            drops.insert((*name).to_owned(), *count);
         }
         let port = totals.port;
         for (name, count) in [

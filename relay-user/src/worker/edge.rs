@@ -118,7 +118,7 @@ impl NodeEdge {
             Self::Exit(side) => (side.tun.drops(), side.refused),
         };
         let counted = EdgeDrop::ALL.into_iter().map(|reason| (reason.name(), drops.get(reason)));
-        counted.chain([("no_pool_address", refused)]).filter(|&(_, count)| count > 0).collect()
+        counted.chain([("edge_no_pool_address", refused)]).filter(|&(_, count)| count > 0).collect()
     }
 
     /// When a cell last came to a client's circuit.
