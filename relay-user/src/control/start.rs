@@ -220,7 +220,9 @@ async fn open_afxdp(config: &Datapath, local: SocketAddr, attach: AttachMode) ->
         BindMode::Copy => BindRequest::Copy,
         BindMode::ZeroCopy => BindRequest::ZeroCopy,
     };
-    let mut steering = Steering::attach(interface, attach, local.port())?;
+    // The program logs only where somebody asked to see it: RUST_LOG=debug.
+    let log = log::log_enabled!(log::Level::Debug);
+    let mut steering = Steering::attach_with_log(interface, attach, local.port(), log)?;
     let socket = tokio::net::UdpSocket::bind(local)
         .await
         .with_context(|| format!("UDP port {}: is another relay running here?", local.port()))?;
