@@ -34,7 +34,11 @@ fn streams_and_datagrams_flow_both_ways() {
     assert!(Web::start(&lab).fetch(&lab, "20"), "curl");
 
     let mut server = std::process::Command::new("iperf3");
-    server.args(["--server"]).stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+    server
+        .args(["--server"])
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null());
     let mut server = lab.spawn(Host::Service, &mut server).expect("iperf3 is needed");
     std::thread::sleep(Duration::from_millis(300));
     for reverse in [false, true] {
