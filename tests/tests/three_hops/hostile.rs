@@ -26,6 +26,8 @@ const PACE: Duration = Duration::from_micros(800);
 const SETTLE: Duration = Duration::from_millis(400);
 /// Times that each single datagram of a handshake is sent.
 const TIMES: u64 = 40;
+/// Time watched without hostile datagrams, before and after.
+const QUIET: Duration = Duration::from_secs(3);
 /// Bins of the observer in a second.
 const BINS_PER_SECOND: u64 = 10;
 /// How far a link's rates with and without hostile datagrams may lie apart.
@@ -46,12 +48,14 @@ fn hostile_datagrams_are_counted_and_change_nothing() {
     let observer = Observer::start(lab.netns(Host::Wire), lab.wire_ports(), &[]).expect("observer");
     let mut nodes = running(&lab);
     let web = Web::start(&lab);
-    let before = Window::of(&observer, || std::thread::sleep(Duration::from_secs(4)));
+    let quiet = || Window::of(&observer, || std::thread::sleep(QUIET));
+    let before = quiet();
     let during = Window::of(&observer, || {
         handshakes(&lab, &nodes);
         malformed(&lab, &nodes);
         cells(&lab, &nodes);
     });
+    let after = quiet();
     nodes.check_alive().expect("alive");
     assert!(web.fetch(&lab, "20"), "traffic flows after it all");
     for host in RELAYS {
@@ -68,14 +72,16 @@ fn hostile_datagrams_are_counted_and_change_nothing() {
     ] {
         let ends = [from, to].map(|host| IpAddr::from(host.address().expect("address")));
         let flow = seen.flow(ends[0], ends[1]).expect("a link");
-        let [quiet, attacked] = [&before, &during].map(|window| window.rate(flow));
-        println!("{} to {}: {quiet:.1} cells/s, {attacked:.1} under attack", from.name(), to.name());
-        assert!(
-            (quiet - attacked).abs() < TOLERANCE * quiet,
-            "{} to {}: {quiet:.1} cells/s, {attacked:.1} under attack",
+        let [before, during, after] = [&before, &during, &after].map(|window| window.rate(flow));
+        let rates = format!(
+            "{} to {}: {before:.1}, {during:.1} under attack, {after:.1} cells/s",
             from.name(),
             to.name()
         );
+        println!("{rates}");
+        // Other programs on this machine may slow all of it down for a while, so both quiet times count.
+        let (least, most) = (before.min(after), before.max(after));
+        assert!(least * (1.0 - TOLERANCE) < during && during < most * (1.0 + TOLERANCE), "{rates}");
     }
 }
 
