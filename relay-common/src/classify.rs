@@ -314,7 +314,7 @@ pub fn judge<C: Cursor>(
     let Some(kind) = DatagramType::from_byte(header[0]) else {
         return Verdict::Drop(DropReason::UnknownType);
     };
-    if kind.len() != len {
+    if kind.datagram_len() != len {
         return Verdict::Drop(DropReason::TypeLength);
     }
     if kind != DatagramType::Cell {

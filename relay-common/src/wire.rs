@@ -85,7 +85,7 @@ impl DatagramType {
     }
 
     /// Bytes of UDP payload that a datagram of this type has, exactly.
-    pub const fn len(self) -> usize {
+    pub const fn datagram_len(self) -> usize {
         match self {
             Self::Cell | Self::HsInit | Self::HsResp => CELL_LEN,
             Self::Retry => RETRY_LEN,

@@ -16,5 +16,7 @@ mod faults;
 mod hostile;
 #[path = "simulation/lifetimes.rs"]
 mod lifetimes;
+#[path = "simulation/rogue.rs"]
+mod rogue;
 #[path = "simulation/slots.rs"]
 mod slots;

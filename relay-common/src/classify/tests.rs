@@ -129,7 +129,7 @@ fn the_datagram_is_located_where_it_stands() {
 #[test]
 fn handshakes_go_to_the_control_plane() {
     for (byte, kind) in [(2, DatagramType::HsInit), (3, DatagramType::HsResp), (4, DatagramType::Retry)] {
-        let datagram = udp(&payload(byte, kind.len()));
+        let datagram = udp(&payload(byte, kind.datagram_len()));
         assert_eq!(verdict(&ipv4(0, 0, &datagram)), Verdict::Handshake(kind));
         assert_eq!(verdict(&ipv6(&[], &datagram)), Verdict::Handshake(kind));
     }

@@ -24,7 +24,7 @@ enum State {
     /// Nothing until then.
     Waiting(Nanos),
     /// CREATE or EXTEND is out.
-    Building { ahead: Side, seq: u64, hop: usize, initiator: Initiator, until: Nanos },
+    Building { ahead: Side, seq: u64, hop: usize, initiator: Box<Initiator>, until: Nanos },
     /// Carries data; to be replaced then.
     Open { since: Nanos, until: Nanos },
 }
@@ -101,11 +101,19 @@ impl Builder {
             hop_seq: seq,
             frame,
         });
-        self.state = State::Building { ahead, seq, hop: 0, initiator, until: now + STEP_PATIENCE };
+        let until = now + STEP_PATIENCE;
+        self.state = State::Building { ahead, seq, hop: 0, initiator: Box::new(initiator), until };
     }
 
     /// The entry answered CREATE.
-    pub(super) fn on_created(&mut self, from: Side, frame: Frame, now: Nanos, rng: &mut impl Rng, out: &mut Outbox) {
+    pub(super) fn on_created(
+        &mut self,
+        from: Side,
+        frame: Frame,
+        now: Nanos,
+        rng: &mut impl Rng,
+        out: &mut Outbox,
+    ) {
         if matches!(&self.state, State::Building { ahead, hop: 0, .. } if *ahead == from) {
             self.hop_answered(frame, now, rng, out);
         }
@@ -130,7 +138,8 @@ impl Builder {
         if command == HopCommand::Extended {
             return self.hop_answered(frame, now, rng, out);
         }
-        let reason = body_mut(&mut frame).map_or(DestroyReason::Protocol, |body| DestroyReason::from_byte(body[0]));
+        let reason =
+            body_mut(&mut frame).map_or(DestroyReason::Protocol, |body| DestroyReason::from_byte(body[0]));
         log::warn!("hop {} was refused: {reason:?}", self.hop_name());
         self.fail(now, out);
     }
@@ -192,7 +201,8 @@ impl Builder {
         });
         let Some((initiator, length, frame)) = extension else { return self.fail(now, out) };
         out.worker(Command::SendExtend { circuit, length, frame });
-        self.state = State::Building { ahead, seq, hop: hop + 1, initiator, until: now + STEP_PATIENCE };
+        let until = now + STEP_PATIENCE;
+        self.state = State::Building { ahead, seq, hop: hop + 1, initiator: Box::new(initiator), until };
     }
 
     fn fail(&mut self, now: Nanos, out: &mut Outbox) {

@@ -8,9 +8,7 @@ use crate::engine::time::Nanos;
 use crate::engine::{Command, Side, body_mut};
 use crate::xsk::Frame;
 use rand_core::Rng;
-use relay_common::wire::{
-    Command as CellCommand, DestroyReason, HopCommand, MAX_HOPS, RELAY_ID_LEN,
-};
+use relay_common::wire::{Command as CellCommand, DestroyReason, HopCommand, MAX_HOPS, RELAY_ID_LEN};
 use std::collections::HashMap;
 
 /// How long a relay waits for the next one's answer to CREATE.
@@ -90,6 +88,7 @@ impl Circuits {
     }
 
     /// Answers EXTEND: reserves the rate on the out-link and sends CREATE.
+    #[expect(clippy::too_many_arguments, reason = "the event's own fields, and what every handler takes")]
     pub(super) fn on_extend(
         &mut self,
         circuit: u32,

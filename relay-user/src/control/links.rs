@@ -3,8 +3,8 @@
 
 use super::action::{Action, Outbox, Refusal};
 use crate::crypto::datagram::{HsInit, HsResp, Mac1Key, Retry};
-use crate::crypto::retry::{InitGuard, TokenKeys, TokenSubject};
 use crate::crypto::handshake::{self, HandshakeRole, Initiator, Prologue};
+use crate::crypto::retry::{InitGuard, TokenKeys, TokenSubject};
 use crate::crypto::{LinkKeys, Split, StaticKey, Suite};
 use crate::engine::schedule::{Law, Schedule};
 use crate::engine::time::Nanos;
@@ -217,14 +217,7 @@ impl Links {
         }
     }
 
-    fn dial(
-        &mut self,
-        at: usize,
-        token: [u8; 16],
-        now: Nanos,
-        rng: &mut impl CryptoRng,
-        out: &mut Outbox,
-    ) {
+    fn dial(&mut self, at: usize, token: [u8; 16], now: Nanos, rng: &mut impl CryptoRng, out: &mut Outbox) {
         let repeated = token != [0; 16];
         let (role, key) = match &self.identity {
             Some(identity) => (HandshakeRole::Relay, Some(&identity.key)),
@@ -252,8 +245,7 @@ impl Links {
             out.refuse(Refusal::Exhausted);
             return;
         };
-        let init =
-            HsInit { role, sender_index, client_nonce: nonce, message: &message, retry_token: token };
+        let init = HsInit { role, sender_index, client_nonce: nonce, message: &message, retry_token: token };
         let peer = &self.peers[at];
         let bytes = init.encode(&Mac1Key::new(&peer.public), rng).to_vec();
         out.push(Action::Datagram { to: peer.address, bytes });
@@ -341,9 +333,11 @@ impl Links {
     ) {
         let Ok(retry) = Retry::decode(bytes) else { return out.refuse(Refusal::Malformed) };
         let asked = |attempt: &Attempt| attempt.nonce == retry.client_nonce && attempt.token == [0; 16];
-        let at = self.peers.iter().zip(&self.dials).position(|(peer, dial)| {
-            peer.address == source && dial.attempt.as_ref().is_some_and(asked)
-        });
+        let at = self
+            .peers
+            .iter()
+            .zip(&self.dials)
+            .position(|(peer, dial)| peer.address == source && dial.attempt.as_ref().is_some_and(asked));
         match at {
             Some(at) => self.dial(at, retry.token, now, rng, out),
             None => out.refuse(Refusal::Unexpected),
@@ -360,9 +354,11 @@ impl Links {
     ) {
         let Ok(response) = HsResp::decode(bytes) else { return out.refuse(Refusal::Malformed) };
         let asked = |attempt: &Attempt| attempt.sender_index == response.receiver_index;
-        let at = self.peers.iter().zip(&self.dials).position(|(peer, dial)| {
-            peer.address == source && dial.attempt.as_ref().is_some_and(asked)
-        });
+        let at = self
+            .peers
+            .iter()
+            .zip(&self.dials)
+            .position(|(peer, dial)| peer.address == source && dial.attempt.as_ref().is_some_and(asked));
         let Some(at) = at else { return out.refuse(Refusal::Unexpected) };
         let Some(attempt) = self.dials[at].attempt.take() else { return };
         let index = attempt.sender_index;
@@ -507,7 +503,8 @@ impl Links {
         let role = if who == Who::Client { HandshakeRole::Client } else { HandshakeRole::Relay };
         let send_index = u32::from_be_bytes(body[..4].try_into().ok()?);
         let prologue = Prologue::new(self.suite, role, &identity.id, &[0; 16]);
-        let answer = handshake::respond(role, &identity.key, &body[4..4 + role.init_len()], &prologue).ok()?;
+        let answer =
+            handshake::respond(role, &identity.key, &body[4..4 + role.init_len()], &prologue).ok()?;
         if let Who::Peer(at) = who
             && answer.peer != Some(self.peers[at].public)
         {

@@ -28,7 +28,7 @@ pub(super) enum Part {
     /// Carries circuits for others.
     Relay(Circuits),
     /// Keeps one circuit of its own.
-    Client(Builder),
+    Client(Box<Builder>),
 }
 
 /// Everything that a running node owns.
@@ -191,7 +191,7 @@ impl Node {
                 }
                 Action::Aim { link, remote } => {
                     self.path.aim(link, remote, self.neighbours.as_ref(), &self.worker);
-                },
+                }
                 Action::Forget { link } => self.path.forget(link, &self.worker),
             }
         }
@@ -219,7 +219,7 @@ impl Node {
             drops.insert(reason.name().to_owned(), self.out.refusals[reason as usize]);
         }
         for (name, count) in &totals.edge {
-            drops.insert(format!("edge_{name}"), *count);
+            drops.insert((*name).to_owned(), *count);
         }
         let port = totals.port;
         for (name, count) in [
@@ -240,7 +240,9 @@ impl Node {
                 drops.insert(format!("xdp_{name}"), count);
             }
         }
-        drops.retain(|name, count| *count > 0 && !matches!(name.as_str(), "xdp_passed" | "xdp_handshake" | "xdp_redirected"));
+        drops.retain(|name, count| {
+            *count > 0 && !matches!(name.as_str(), "xdp_passed" | "xdp_handshake" | "xdp_redirected")
+        });
         let links: Vec<LinkStatus> =
             self.links.states().map(|(peer, up)| LinkStatus { peer: peer.to_owned(), up }).collect();
         let (role, ready) = match &self.part {

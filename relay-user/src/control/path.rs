@@ -217,8 +217,9 @@ impl Path {
 
     fn point(&self, link: u32, worker: &Worker) {
         let Some(aim) = self.aims.get(&link) else { return };
-        let (macs, vlan) =
-            aim.adjacency.map_or((None, None), |known| (Some((known.local_mac, known.remote_mac)), known.vlan));
+        let (macs, vlan) = aim
+            .adjacency
+            .map_or((None, None), |known| (Some((known.local_mac, known.remote_mac)), known.vlan));
         let peer = Peer { local: self.local, remote: aim.remote, macs, vlan };
         tell(worker, link, Some(peer));
     }

@@ -9,8 +9,8 @@ use super::path::{Neighbours, Path, Socket};
 use super::status::StatusSocket;
 use crate::config::network::{Class, Relay, RelayRole, Schedule};
 use crate::config::{
-    BindMode, ClientConfig, ConfigError, Cover, Datapath, DatapathMode, NetworkDocument, PollMode, Prefix, RelayConfig,
-    Timestamp,
+    BindMode, ClientConfig, ConfigError, Cover, Datapath, DatapathMode, NetworkDocument, PollMode, Prefix,
+    RelayConfig, Timestamp,
 };
 use crate::crypto::StaticKey;
 use crate::edge::pool::PoolNetworks;
@@ -60,6 +60,7 @@ async fn relay(config: RelayConfig, key: StaticKey, network: NetworkDocument, me
     let mut rng = system_rng()?;
     let mut limits = Limits { exit: config.exit.is_some(), ..Limits::default() };
     limits.events = 2 * limits.circuits as usize;
+    limits.waiting = config.datapath.frames as usize / 2;
     let port = me.address.port();
 
     let mut datapath = open_datapath(&config.datapath, me.address).await?;
@@ -101,7 +102,7 @@ async fn relay(config: RelayConfig, key: StaticKey, network: NetworkDocument, me
 async fn client(config: ClientConfig, network: NetworkDocument) -> Result<()> {
     let status = bind_status(&config.control.socket)?;
     let clock = Clock::start();
-    let mut rng = system_rng()?;
+    let rng = system_rng()?;
     let class = client_class(&config.network, &network)?;
     let path = client_path(&config, &network)?;
     let entry = network.relay_by_id(&path[0].id).context("the entry is in the document")?;
@@ -120,7 +121,8 @@ async fn client(config: ClientConfig, network: NetworkDocument) -> Result<()> {
         config.tun.routes.iter().map(|route| (route.address(), route.prefix_len())).collect();
     let routes = GuardedRoutes::install(tun.tun().index(), &prefixes).await?;
 
-    let limits = Limits { links: 16, circuits: 16, ..Limits::default() };
+    let waiting = config.datapath.frames as usize / 2;
+    let limits = Limits { links: 16, circuits: 16, waiting, ..Limits::default() };
     let links = Links::new(network.suite, None, peers, limits.links);
     let builder = Builder::new(path, network.suite, config.cover == Cover::Circuit);
     let worker = datapath.start(Engine::new(limits), NodeEdge::client(tun), clock, &config.worker)?;
@@ -129,9 +131,9 @@ async fn client(config: ClientConfig, network: NetworkDocument) -> Result<()> {
     let node = Node {
         name: "client".to_owned(),
         clock,
-        rng: { ChaCha20Rng::from_rng(&mut rng) },
+        rng,
         links,
-        part: Part::Client(builder),
+        part: Part::Client(Box::new(builder)),
         out,
         worker,
         mode,
@@ -159,8 +161,8 @@ struct OpenDatapath {
 }
 
 enum AnyPort {
-    AfXdp(AfXdpPort),
-    Udp(UdpPort),
+    AfXdp(Box<AfXdpPort>),
+    Udp(Box<UdpPort>),
 }
 
 impl OpenDatapath {
@@ -178,8 +180,8 @@ impl OpenDatapath {
         };
         let port = self.port.take().context("a datapath starts once")?;
         match port {
-            AnyPort::AfXdp(port) => Worker::start(engine, port, edge, pool, clock, poll, config.cpu),
-            AnyPort::Udp(port) => Worker::start(engine, port, edge, pool, clock, poll, config.cpu),
+            AnyPort::AfXdp(port) => Worker::start(engine, *port, edge, pool, clock, poll, config.cpu),
+            AnyPort::Udp(port) => Worker::start(engine, *port, edge, pool, clock, poll, config.cpu),
         }
         .context("the worker thread")
     }
@@ -224,7 +226,7 @@ async fn open_afxdp(config: &Datapath, local: SocketAddr, attach: AttachMode) ->
     log::info!("cells go over {interface} by AF_XDP, {}", mode.bind.name());
     Ok(OpenDatapath {
         arena,
-        port: Some(AnyPort::AfXdp(port)),
+        port: Some(AnyPort::AfXdp(Box::new(port))),
         mode,
         steering: Some(steering),
         socket: Socket::Own(socket),
@@ -244,7 +246,7 @@ fn open_udp(config: &Datapath, local: SocketAddr) -> Result<OpenDatapath> {
         arena,
         mode: port.mode(),
         socket: Socket::Shared { socket: port.control_socket()?, inbox },
-        port: Some(AnyPort::Udp(port)),
+        port: Some(AnyPort::Udp(Box::new(port))),
         steering: None,
         neighbours: None,
         local,
@@ -252,8 +254,9 @@ fn open_udp(config: &Datapath, local: SocketAddr) -> Result<OpenDatapath> {
 }
 
 fn bind_status(path: &std::path::Path) -> Result<StatusSocket> {
-    StatusSocket::bind(path)
-        .with_context(|| format!("control.socket {}: cannot listen; is the node running already?", path.display()))
+    StatusSocket::bind(path).with_context(|| {
+        format!("control.socket {}: cannot listen; is the node running already?", path.display())
+    })
 }
 
 fn system_rng() -> Result<ChaCha20Rng> {
@@ -273,7 +276,8 @@ fn pace(class: &Class) -> Pace {
 /// The class of client links: the one that no trunk has. With more than one, a relay could not tell which a client
 /// means before its first cell.
 fn client_class<'a>(file: &std::path::Path, network: &'a NetworkDocument) -> Result<&'a Class, ConfigError> {
-    let mut free = network.classes.iter().filter(|(name, _)| !network.is_of_trunks(name)).map(|(_, class)| class);
+    let mut free =
+        network.classes.iter().filter(|(name, _)| !network.is_of_trunks(name)).map(|(_, class)| class);
     match (free.next(), free.next()) {
         (Some(class), None) => Ok(class),
         _ => Err(ConfigError {
@@ -333,7 +337,9 @@ fn client_path(config: &ClientConfig, network: &NetworkDocument) -> Result<Vec<P
 fn first_path(network: &NetworkDocument) -> Option<Vec<String>> {
     let with = |role: RelayRole| network.relays.iter().filter(move |relay| relay.roles.contains(&role));
     for entry in with(RelayRole::Entry) {
-        for middle in with(RelayRole::Middle).filter(|middle| network.trunk(&entry.name, &middle.name).is_some()) {
+        for middle in
+            with(RelayRole::Middle).filter(|middle| network.trunk(&entry.name, &middle.name).is_some())
+        {
             for exit in with(RelayRole::Exit) {
                 if exit.name != entry.name && network.trunk(&middle.name, &exit.name).is_some() {
                     return Some([entry, middle, exit].map(|relay| relay.name.clone()).to_vec());

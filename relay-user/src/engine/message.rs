@@ -10,7 +10,7 @@ use relay_common::wire::{Command as CellCommand, DestroyReason, HopCommand};
 /// From the control plane to the engine. A frame's bytes from `BODY_OFFSET` on hold the body to send.
 #[derive(Debug)]
 pub enum Command {
-    /// Prepares link `link`; it stays silent until a session may send.
+    /// Prepares link `link`; it stays silent until a session may send. A link that has the number is removed first.
     AddLink {
         /// Link number, below the engine's capacity.
         link: u32,
@@ -30,7 +30,7 @@ pub enum Command {
         /// Its receive index.
         receive_index: u32,
     },
-    /// Takes a link down: its sessions go, its circuits close, the far ends are told.
+    /// Takes a link down: its sessions and sealed cells go, its circuits close, their other sides are told.
     RemoveLink {
         /// Link number.
         link: u32,
@@ -61,7 +61,8 @@ pub enum Command {
         /// The number that CREATE came with.
         seq: u64,
     },
-    /// Sends CREATE for a carried circuit to its next relay.
+    /// Sends CREATE for a carried circuit to its next relay. Only between [`Event::Extend`] and its [`Command::Answer`];
+    /// otherwise, and where the name is taken, [`Event::CreateRefused`] comes back and nothing is sent.
     Extend {
         /// Circuit number.
         circuit: u32,
@@ -70,7 +71,8 @@ pub enum Command {
         /// Holds the CREATE body.
         frame: Frame,
     },
-    /// Answers EXTEND towards the client in this relay's own layer.
+    /// Answers EXTEND towards the client in this relay's own layer, once per [`Event::Extend`]: a further answer would
+    /// take a number that a cell from ahead may have, so it is dropped and counted. REFUSED forgets the side ahead.
     Answer {
         /// Circuit number.
         circuit: u32,
@@ -124,7 +126,8 @@ pub enum Command {
 /// From the engine to the control plane. A frame's bytes from `BODY_OFFSET` on hold the opened body.
 #[derive(Debug)]
 pub enum Event {
-    /// The first authenticated cell of a session: the peer holds its keys.
+    /// The first authenticated cell of a session that did not send yet: the peer holds its keys, and slots are sealed
+    /// with them from now on. Not raised for sessions installed to send at once.
     SessionConfirmed {
         /// Link number.
         link: u32,
@@ -190,7 +193,7 @@ pub enum Event {
         /// Why.
         reason: DestroyReason,
     },
-    /// DESTROY for a circuit that had no answer to CREATE yet.
+    /// DESTROY for a name that no circuit has: a CREATE was refused, or an old circuit's end came late.
     CreateRefused {
         /// Where it came from and its name there.
         ahead: Side,

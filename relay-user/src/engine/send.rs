@@ -10,8 +10,12 @@ use relay_common::wire::{
 };
 use std::collections::VecDeque;
 
-/// A slot this late is left empty, or half a period where that is longer.
-const TOLERANCE: Nanos = Nanos(200_000);
+/// Least lateness at which a slot is left empty: below it, a timer's own error would decide.
+const MIN_TOLERANCE: Nanos = Nanos(200_000);
+/// Most lateness that is made up for, however slow the class.
+const MAX_TOLERANCE: Nanos = Nanos(2_000_000);
+/// Slots that a link makes up for after a stall, at most; bounds the burst that an observer sees.
+const MAX_CATCH_UP: u64 = 4;
 /// Cells that leave in one turn, at most.
 const EMIT_BATCH: usize = 32;
 
@@ -235,8 +239,11 @@ fn fill_data(
     offset
 }
 
+/// How late a cell of this link may still go. A property of the class alone, so that it tells nothing of payload.
 fn tolerance(link: &Link) -> Nanos {
-    TOLERANCE.max(Nanos(link.schedule.period().0 / 2))
+    let period = link.schedule.period().0;
+    let made_up = Nanos(period * MAX_CATCH_UP).min(MAX_TOLERANCE);
+    made_up.max(Nanos(period / 2)).max(MIN_TOLERANCE)
 }
 
 /// Tells the control plane that a link is silent; the queue has room for one such event per link.

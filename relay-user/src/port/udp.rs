@@ -149,7 +149,7 @@ impl UdpPort {
 
     fn hand_to_control_plane(&mut self, data: &[u8], source: SocketAddr) {
         let known = data.first().and_then(|first| DatagramType::from_byte(*first));
-        let fits = known.is_some_and(|kind| kind != DatagramType::Cell && kind.len() == data.len());
+        let fits = known.is_some_and(|kind| kind != DatagramType::Cell && kind.datagram_len() == data.len());
         let datagram = ControlDatagram::new(data, source).filter(|_| fits);
         match (datagram, &self.handshakes) {
             (Some(datagram), Some(handshakes)) => match handshakes.try_send(datagram) {

@@ -118,7 +118,7 @@ impl NodeEdge {
             Self::Exit(side) => (side.tun.drops(), side.refused),
         };
         let counted = EdgeDrop::ALL.into_iter().map(|reason| (reason.name(), drops.get(reason)));
-        counted.chain([("no_pool_address", refused)]).filter(|&(_, count)| count > 0).collect()
+        counted.chain([("edge_no_pool_address", refused)]).filter(|&(_, count)| count > 0).collect()
     }
 
     /// When a cell last came to a client's circuit.
@@ -138,7 +138,8 @@ impl Edge for NodeEdge {
                 let ClientSide { tun, reassembler, circuit: ours, last_delivery, .. } = &mut **side;
                 if *ours == Some(circuit) {
                     *last_delivery = now;
-                    reassembler.accept(seq, data, block_offset, &mut |kind, packet| tun.deliver(kind, packet));
+                    reassembler
+                        .accept(seq, data, block_offset, &mut |kind, packet| tun.deliver(kind, packet));
                 }
             }
             Self::Exit(side) => {

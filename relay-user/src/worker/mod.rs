@@ -15,6 +15,10 @@ use crossbeam::queue::ArrayQueue;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+use thread_priority::{
+    RealtimeThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy, set_thread_priority_and_policy,
+    thread_native_id,
+};
 
 /// Commands that may wait for a worker.
 const COMMANDS: usize = 1024;
@@ -30,6 +34,9 @@ const STAGING_SLACK: Nanos = Nanos(120_000);
 const MAX_SLEEP: Nanos = Nanos::MILLISECOND;
 /// How often totals are published and stale reassembly is given up.
 const HOUSEKEEPING: Nanos = Nanos(20 * Nanos::MILLISECOND.0);
+
+/// Nice value of a spinning worker: the highest priority that is not real-time.
+const BUSY_NICE: i32 = -20;
 
 /// How a worker waits for its next slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,7 +134,7 @@ impl Worker {
         };
         let (pinned, pin_result) = bounded(1);
         let thread = std::thread::Builder::new().name("worker".into()).spawn(move || {
-            let result = pin(cpu);
+            let result = pin(cpu, poll);
             let failed = result.is_err();
             let _ = pinned.send(result);
             if !failed {
@@ -143,9 +150,9 @@ impl Worker {
     /// # Errors
     /// Where the queue is full or the worker has ended; the command is lost then.
     pub fn tell(&self, command: ToWorker) -> Result<(), WorkerBusy> {
-        self.commands.try_send(command).map_err(|error| {
-            WorkerBusy(if error.is_full() { "its queue is full" } else { "it has ended" })
-        })
+        self.commands
+            .try_send(command)
+            .map_err(|error| WorkerBusy(if error.is_full() { "its queue is full" } else { "it has ended" }))
     }
 
     /// The next event, when there is one.
@@ -184,9 +191,12 @@ impl Drop for Worker {
     }
 }
 
-fn pin(cpu: Option<usize>) -> std::io::Result<()> {
+fn pin(cpu: Option<usize>, poll: Poll) -> std::io::Result<()> {
     // The default of 50 µs would be added to every sleep.
     rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1))?;
+    if let Err(error) = prefer(poll) {
+        log::warn!("the worker runs at ordinary priority, so other programs can make it miss slots: {error}");
+    }
     if let Some(cpu) = cpu {
         let mut set = rustix::thread::CpuSet::new();
         if cpu >= rustix::thread::CpuSet::MAX_CPU {
@@ -194,6 +204,20 @@ fn pin(cpu: Option<usize>) -> std::io::Result<()> {
         }
         set.set(cpu);
         rustix::thread::sched_setaffinity(None, &set)?;
+    }
+    Ok(())
+}
+
+/// A worker that sleeps goes ahead of everything else while it is awake: what other programs do, payload's own among
+/// them, must not decide when a slot is met. One that spins would lock its core up that way.
+fn prefer(poll: Poll) -> Result<(), Box<dyn std::error::Error>> {
+    match poll {
+        Poll::Adaptive => {
+            let policy = ThreadSchedulePolicy::Realtime(RealtimeThreadSchedulePolicy::Fifo);
+            let lowest = ThreadPriority::Crossplatform(1u8.try_into()?);
+            set_thread_priority_and_policy(thread_native_id(), lowest, policy)?;
+        }
+        Poll::Busy => rustix::process::setpriority_process(None, BUSY_NICE)?,
     }
     Ok(())
 }
@@ -237,9 +261,8 @@ impl<P: Port> Turning<P> {
 
     fn send_due(&mut self, now: Nanos) {
         let port = &mut self.port;
-        let sent = self.engine.emit(now, |link, frame| {
-            port.transmit(link, frame).map_err(|refused| refused.frame)
-        });
+        let sent =
+            self.engine.emit(now, |link, frame| port.transmit(link, frame).map_err(|refused| refused.frame));
         if sent > 0 {
             port.flush(&mut self.pool);
         }

@@ -8,10 +8,8 @@ use std::collections::BTreeMap;
 
 /// Bytes of packets that may wait at one end of a circuit.
 const QUEUE_BYTES: usize = 64 * 1024;
-/// Bytes of the shortest packet: an IPv4 header.
-pub(crate) const MIN_PACKET: usize = 20;
 
-/// The bytes of packet `id` at a length of `len`, at least [`MIN_PACKET`].
+/// The bytes of packet `id` at a length of `len`, at least the 16 that name it.
 pub(crate) fn packet(id: u64, len: usize) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(len + 8);
     bytes.extend_from_slice(&id.to_be_bytes());

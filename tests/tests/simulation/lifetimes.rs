@@ -2,11 +2,14 @@
 
 use crate::edge::packet;
 use crate::net::{CIRCUIT, CLIENT, ENTRY, EXIT, MIDDLE, MS, Net, RATES};
+use crate::node::split;
 use crate::scenario::Traffic;
 use relay_common::wire::DestroyReason;
-use relay_user::engine::Command;
+use relay_user::crypto::{LinkKeys, Suite};
 use relay_user::engine::schedule::Law;
+use relay_user::engine::schedule::Schedule;
 use relay_user::engine::time::Nanos;
+use relay_user::engine::{Command, Session};
 
 fn carries(net: &mut Net, id: u64) {
     let now = Nanos(net.now);
@@ -108,6 +111,34 @@ fn a_link_replaced_while_its_slots_are_filed_keeps_to_the_new_slots_alone() {
             let period = 1_000 * MS / u64::from(RATES[MIDDLE]);
             assert_eq!(cells.len() as u64, 500 * MS / period, "slots neither stopped nor doubled");
             assert!(cells.windows(2).all(|pair| pair[1].0 - pair[0].0 == period));
+        }
+    }
+}
+
+#[test]
+fn the_slots_of_a_replaced_link_leave_nothing_behind() {
+    const LINK: u32 = 2;
+    for old_rate in [5, 2000] {
+        for phase in 0..12 {
+            let mut net = Net::new(46, Law::Constant);
+            let place = |net: &mut Net, rate| {
+                let now = Nanos(net.now);
+                let schedule = Box::new(Schedule::new(Law::Constant, rate, now, [3; 32]));
+                net.command(MIDDLE, Command::AddLink { link: LINK, schedule });
+                let keys = LinkKeys::derive(&split(46, 900), Suite::Aes256Gcm, true);
+                let peer = net.nodes[EXIT].address;
+                let session = Box::new(Session::new(LINK, 901, 902, keys, peer, now));
+                net.command(MIDDLE, Command::InstallSession { session, send_now: true });
+            };
+            place(&mut net, old_rate);
+            net.run(10 * MS + phase * 47_000);
+            net.egress.clear();
+            place(&mut net, 2000);
+            net.run(100 * MS);
+            let cells = &net.egress[&(MIDDLE, LINK)];
+            assert!((199..=200).contains(&cells.len()), "{} cells in 100 ms", cells.len());
+            assert!(cells.windows(2).all(|pair| pair[1].0 - pair[0].0 == 500_000), "a slot of the old link");
+            assert_eq!(net.nodes[MIDDLE].engine.counters().missed_slots, 0);
         }
     }
 }

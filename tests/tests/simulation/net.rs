@@ -1,6 +1,6 @@
 //! The network on virtual time: nodes, wires with latency and seeded faults, and the observer's notes.
 
-use crate::node::{Far, Node};
+use crate::node::Node;
 use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng, SeedableRng};
 use relay_user::engine::schedule::Law;
@@ -93,11 +93,8 @@ impl Net {
         let now = Nanos(self.now);
         self.sessions += 1;
         let number = self.sessions;
-        for (node, link, far, initiator) in [
-            (near, 1, Far { node: near + 1, link: 0 }, true),
-            (near + 1, 0, Far { node: near, link: 1 }, false),
-        ] {
-            let peer = self.nodes[far.node].address;
+        for (node, link, far, initiator) in [(near, 1, near + 1, true), (near + 1, 0, near, false)] {
+            let peer = self.nodes[far].address;
             self.nodes[node].add_link(link, far, self.law, RATES[near], now);
             self.nodes[node].install(link, number, peer, initiator, now);
             let mut seed = [0; 32];
@@ -234,7 +231,7 @@ impl Net {
             }
             self.order += 1;
             let (source, at) = (self.nodes[from].address, self.now + latency + copies * 3 * MS);
-            self.flights.push(Reverse(Flight { at, order: self.order, to: far.node, source, bytes }));
+            self.flights.push(Reverse(Flight { at, order: self.order, to: far, source, bytes }));
         }
     }
 }

@@ -42,18 +42,12 @@ struct Building {
     cover: bool,
 }
 
-/// Where a link goes: the peer's index in the network and the link's number there.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Far {
-    pub(crate) node: usize,
-    pub(crate) link: u32,
-}
-
 pub(crate) struct Node {
     pub(crate) engine: Engine,
     pub(crate) edge: TestEdge,
     pub(crate) address: SocketAddr,
-    pub(crate) far: BTreeMap<u32, Far>,
+    /// The peer of each link, by its place in the network.
+    pub(crate) far: BTreeMap<u32, usize>,
     pub(crate) stalled_until: Nanos,
     pub(crate) closed: Vec<(u32, DestroyReason)>,
     pub(crate) silent: Vec<u32>,
@@ -92,7 +86,7 @@ impl Node {
         self.engine.apply(command, &mut self.edge, now);
     }
 
-    pub(crate) fn add_link(&mut self, link: u32, far: Far, law: Law, rate: u32, now: Nanos) {
+    pub(crate) fn add_link(&mut self, link: u32, far: usize, law: Law, rate: u32, now: Nanos) {
         let mut seed = [0; 32];
         seed[..8].copy_from_slice(&self.seed.to_be_bytes());
         seed[8..12].copy_from_slice(&link.to_be_bytes());
@@ -111,7 +105,10 @@ impl Node {
 
     /// Starts a circuit over `path` with names and keys that `key` decides.
     pub(crate) fn build(&mut self, circuit: u32, path: [usize; HOPS], key: u64, cover: bool, now: Nanos) {
-        let ahead = Side { link: self.link_to(path[0]), circ_id: u32::try_from(7 + key).unwrap() };
+        let ahead = Side {
+            link: self.link_to(path[0]).expect("a link to the entry"),
+            circ_id: u32::try_from(7 + key).unwrap(),
+        };
         let seq = 1 << 40 | key << 8;
         self.building.push(Building { circuit, ahead, key, seq, path, hops: 0, cover });
         let frame = self.body(&create_body(key, 0));
@@ -157,12 +154,12 @@ impl Node {
         self.edge.open_circuits().contains(&circuit)
     }
 
-    fn link_to(&self, node: usize) -> u32 {
-        let found = self.far.iter().find(|(_, far)| far.node == node);
-        *found.expect("a link to every relay of the path").0
+    fn link_to(&self, node: usize) -> Option<u32> {
+        self.far.iter().find(|&(_, &far)| far == node).map(|(&link, _)| link)
     }
 
-    fn body(&mut self, bytes: &[u8]) -> Frame {
+    /// A frame whose body begins with `bytes`.
+    pub(crate) fn body(&mut self, bytes: &[u8]) -> Frame {
         let mut frame = self.pool.take().expect("frame for the control plane");
         blank_cell(&mut frame).expect("cell");
         body_mut(&mut frame).expect("body")[..bytes.len()].copy_from_slice(bytes);
@@ -171,9 +168,7 @@ impl Node {
 
     fn serve(&mut self, event: Event, now: Nanos) {
         match event {
-            Event::SessionConfirmed { .. } => {}
             Event::LinkSilent { link } => self.silent.push(link),
-            Event::LinkControl { .. } => panic!("nobody rekeys here"),
             Event::Create { back, seq, mut frame } => self.created_here(back, seq, &mut frame, now),
             Event::Created { ahead, frame } => {
                 drop(frame);
@@ -183,7 +178,12 @@ impl Node {
                 let body = body_mut(&mut frame).expect("body");
                 let (next, key, depth) = (usize::from(body[9]), key_of(body), body[8]);
                 drop(frame);
-                let ahead = Side { link: self.link_to(next), circ_id: self.next_name };
+                let Some(link) = self.link_to(next) else {
+                    let frame = self.body(&[DestroyReason::NoSuchRelay as u8]);
+                    let command = HopCommand::Refused;
+                    return self.command(Command::Answer { circuit, command, length: 1, frame }, now);
+                };
+                let ahead = Side { link, circ_id: self.next_name };
                 self.next_name += 1;
                 self.extending.insert((ahead.link, ahead.circ_id), circuit);
                 let frame = self.body(&create_body(key, depth));
@@ -198,7 +198,7 @@ impl Node {
                 self.extending.retain(|_, extending| *extending != circuit);
                 self.closed.push((circuit, reason));
             }
-            Event::CreateRefused { .. } => {}
+            Event::SessionConfirmed { .. } | Event::LinkControl { .. } | Event::CreateRefused { .. } => {}
         }
     }
 
@@ -222,7 +222,8 @@ impl Node {
             return;
         }
         let found = self.building.iter().find(|building| building.ahead == ahead && building.hops == 0);
-        let Building { circuit, key, seq, cover, .. } = *found.expect("CREATED only where CREATE went");
+        // Whoever answers what nobody asked is not heard.
+        let Some(&Building { circuit, key, seq, cover, .. }) = found else { return };
         let keys = Box::new(self.hop_keys(key, 0));
         self.command(Command::AddOrigin { circuit, ahead, keys, seq, cover }, now);
         self.grown(circuit, now);

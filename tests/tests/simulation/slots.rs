@@ -92,13 +92,13 @@ fn a_stalled_worker_skips_slots_without_a_burst_and_loses_no_cell() {
             }
             net.run(500 * MS);
             let missed = net.nodes[MIDDLE].engine.counters().missed_slots;
-            // Two links at 2000 cells per second stood still for 5 ms: ten slots each, less those still met late.
-            assert!((14..=22).contains(&missed), "{law:?}: {missed} slots missed");
+            // Two links at 2000 cells per second stood still for 5 ms: ten slots each, less four that are made up for.
+            assert!((10..=14).contains(&missed), "{law:?}: {missed} slots missed");
             for link in [0, 1] {
                 let cells = &net.egress[&(MIDDLE, link)];
                 let end = from + 35 * MS;
                 let late = cells.iter().filter(|&&(at, _)| at >= end && at < end + 250_000).count();
-                assert!(late <= 3, "{law:?}: {late} cells at once behind the stall");
+                assert!(late <= 6, "{law:?}: {late} cells at once behind the stall");
                 let all = cells.iter().filter(|&&(at, _)| at >= from && at < from + 500 * MS).count() as u64;
                 let slots = 1000 - missed / 2;
                 assert!(all.abs_diff(slots) <= 6, "{law:?}: {all} cells in about {slots} slots");
@@ -131,7 +131,7 @@ fn a_worker_that_slept_for_long_goes_on_at_once() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 6, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 6, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn any_seed_hides_any_traffic(seed: u64, jittered: bool, cover: bool, overload: bool) {
