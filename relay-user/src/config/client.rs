@@ -101,6 +101,10 @@ impl ClientConfig {
             let known: Vec<&str> = network.classes.keys().map(String::as_str).collect();
             return Err(self.source.refuse_key("class", what, format!("use one of: {}", known.join(", "))));
         }
+        if network.is_of_trunks(&self.class) {
+            let what = format!("{:?} is a class of links between relays", self.class);
+            return Err(self.source.refuse_key("class", what, "use the class of clients' links"));
+        }
         let Some(path) = &self.path else { return Ok(()) };
         let refuse = |what: String, remedy: &str| Err(self.source.refuse_key("path", what, remedy));
         for (name, role) in path.iter().zip([RelayRole::Entry, RelayRole::Middle, RelayRole::Exit]) {

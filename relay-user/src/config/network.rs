@@ -116,6 +116,11 @@ impl NetworkDocument {
         Self::accept(Source::new(file, text), operator, now)
     }
 
+    /// Whether a trunk has this class.
+    pub fn is_of_trunks(&self, class: &str) -> bool {
+        self.trunks.iter().any(|trunk| trunk.class == class)
+    }
+
     /// Reads a document without asking who signed it or whether it holds; for showing and signing only.
     ///
     /// # Errors

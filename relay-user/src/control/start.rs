@@ -9,8 +9,8 @@ use super::path::{Neighbours, Path, Socket};
 use super::status::StatusSocket;
 use crate::config::network::{Class, Relay, RelayRole, Schedule};
 use crate::config::{
-    BindMode, ClientConfig, Cover, Datapath, DatapathMode, NetworkDocument, PollMode, Prefix, RelayConfig,
-    Timestamp,
+    BindMode, ClientConfig, ConfigError, Cover, Datapath, DatapathMode, NetworkDocument, PollMode, Prefix,
+    RelayConfig, Timestamp,
 };
 use crate::crypto::StaticKey;
 use crate::edge::pool::PoolNetworks;
@@ -73,7 +73,7 @@ async fn relay(config: RelayConfig, key: StaticKey, network: NetworkDocument, me
         None => NodeEdge::None,
     };
     let peers = trunk_peers(&network, &me)?;
-    let client_pace = pace(client_class(&network)?.1);
+    let client_pace = pace(client_class(&config.network, &network)?);
     let identity = Identity::new(me.id, key, port, client_pace, clock.now(), &mut rng);
     let links = Links::new(network.suite, Some(identity), peers, limits.links);
     let circuits = Circuits::new(me.id, network.suite, limits.circuits, limits.exit);
@@ -103,13 +103,7 @@ async fn client(config: ClientConfig, network: NetworkDocument) -> Result<()> {
     let status = bind_status(&config.control.socket)?;
     let clock = Clock::start();
     let rng = system_rng()?;
-    let (class_name, class) = client_class(&network)?;
-    if *class_name != config.class {
-        bail!(
-            "class {:?} is not the one that this network's clients use: write class = {class_name:?}",
-            config.class
-        );
-    }
+    let class = client_class(&config.network, &network)?;
     let path = client_path(&config, &network)?;
     let entry = network.relay_by_id(&path[0].id).context("the entry is in the document")?;
     let peers = vec![Peer {
@@ -283,14 +277,18 @@ fn pace(class: &Class) -> Pace {
 
 /// The class of client links: the one that no trunk has. With more than one, a relay could not tell which a client
 /// means before its first cell.
-fn client_class(network: &NetworkDocument) -> Result<(&String, &Class)> {
+fn client_class<'a>(file: &std::path::Path, network: &'a NetworkDocument) -> Result<&'a Class, ConfigError> {
     let mut free =
-        network.classes.iter().filter(|(name, _)| network.trunks.iter().all(|trunk| trunk.class != **name));
+        network.classes.iter().filter(|(name, _)| !network.is_of_trunks(name)).map(|(_, class)| class);
     match (free.next(), free.next()) {
         (Some(class), None) => Ok(class),
-        _ => bail!(
-            "the network document must have exactly one class that no trunk uses: that of clients' links"
-        ),
+        _ => Err(ConfigError {
+            file: file.to_owned(),
+            line: None,
+            key: Some("classes".to_owned()),
+            what: "clients' links have no class of their own, or more than one".to_owned(),
+            remedy: "have the document changed so that exactly one class is no trunk's".to_owned(),
+        }),
     }
 }
 
@@ -321,9 +319,13 @@ fn trunk_peers(network: &NetworkDocument, me: &Relay) -> Result<Vec<Peer>> {
 fn client_path(config: &ClientConfig, network: &NetworkDocument) -> Result<Vec<PathRelay>> {
     let names: Vec<String> = match &config.path {
         Some(names) => names.to_vec(),
-        None => {
-            first_path(network).context("the network document's trunks join no entry, middle and exit")?
-        }
+        None => first_path(network).ok_or_else(|| ConfigError {
+            file: config.network.clone(),
+            line: None,
+            key: Some("trunks".to_owned()),
+            what: "no entry, middle and exit are joined by trunks".to_owned(),
+            remedy: "have the document changed".to_owned(),
+        })?,
     };
     names
         .iter()
