@@ -16,7 +16,7 @@ use relay_common::abi::{Counter, SessionEntry};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// How often timers are looked at.
 const TICK: Duration = Duration::from_millis(20);
@@ -29,6 +29,27 @@ pub(super) enum Part {
     Relay(Circuits),
     /// Keeps one circuit of its own.
     Client(Box<Builder>),
+}
+
+/// SIGTERM and SIGINT. Listened for before a node makes anything that it must take back: one that comes while it starts
+/// waits for [`Node::run`].
+pub(super) struct StopRequests {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl StopRequests {
+    pub(super) fn listen() -> Result<Self> {
+        let listen = |kind| signal(kind).context("cannot listen for signals");
+        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }
 
 /// Everything that a running node owns.
@@ -51,9 +72,7 @@ pub(super) struct Node {
 
 impl Node {
     /// Runs until SIGTERM or SIGINT, or until the worker ends by itself.
-    pub(super) async fn run(mut self) -> Result<()> {
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
+    pub(super) async fn run(mut self, mut requests: StopRequests) -> Result<()> {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let ended = loop {
@@ -74,8 +93,7 @@ impl Node {
                         break Err(anyhow::anyhow!("the worker ended by itself; see the log above"));
                     }
                 }
-                _ = terminate.recv() => break Ok(()),
-                _ = interrupt.recv() => break Ok(()),
+                () = requests.next() => break Ok(()),
             }
             self.act();
         };

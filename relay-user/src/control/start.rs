@@ -4,7 +4,7 @@ use super::action::Outbox;
 use super::builder::Builder;
 use super::circuits::{Circuits, PathRelay};
 use super::links::{Identity, Links, Pace, Peer};
-use super::node::{Node, Part, runtime};
+use super::node::{Node, Part, StopRequests, runtime};
 use super::path::{Neighbours, Path, Socket};
 use super::status::StatusSocket;
 use crate::config::network::{Class, Relay, RelayRole, Schedule};
@@ -55,6 +55,7 @@ pub fn run_client(config: ClientConfig) -> Result<()> {
 }
 
 async fn relay(config: RelayConfig, key: StaticKey, network: NetworkDocument, me: Relay) -> Result<()> {
+    let requests = StopRequests::listen()?;
     let status = bind_status(&config.control.socket)?;
     let clock = Clock::start();
     let mut rng = system_rng()?;
@@ -96,10 +97,11 @@ async fn relay(config: RelayConfig, key: StaticKey, network: NetworkDocument, me
         status,
         kernel_path: 0,
     };
-    node.run().await
+    node.run(requests).await
 }
 
 async fn client(config: ClientConfig, network: NetworkDocument) -> Result<()> {
+    let requests = StopRequests::listen()?;
     let status = bind_status(&config.control.socket)?;
     let clock = Clock::start();
     let rng = system_rng()?;
@@ -143,7 +145,7 @@ async fn client(config: ClientConfig, network: NetworkDocument) -> Result<()> {
         status,
         kernel_path: 0,
     };
-    let ended = node.run().await;
+    let ended = node.run(requests).await;
     // Last: until here, packets without a tunnel met the guard and not the open network.
     routes.remove().await?;
     ended

@@ -1,6 +1,7 @@
 //! What a node leaves behind: nothing after a clean stop, and nothing that a restart minds after a kill.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use relay_tests::nodes::RELAYS;
 use relay_tests::privilege::root_or_skip;
@@ -89,5 +90,30 @@ fn nodes_stop_without_a_trace_and_start_over_after_a_kill() {
     }
     for (host, before) in NODES.into_iter().zip(&before) {
         assert_eq!(&Traces::of(&lab, host), before, "{}", host.name());
+    }
+}
+
+#[test]
+fn a_node_stopped_while_it_starts_leaves_nothing() {
+    if !root_or_skip("a_node_stopped_while_it_starts_leaves_nothing") {
+        return;
+    }
+    let lab = lab();
+    let mut nodes = Nodes::prepare(&lab, relay_program()).expect("nodes");
+    for host in [Host::Client, Host::Exit] {
+        let before = Traces::of(&lab, host);
+        for step in 0..12 {
+            nodes.start(host).expect("start");
+            // Somewhere between the first trace and the last.
+            let until = Instant::now() + READY;
+            while !nodes.file(host, "sock").exists() && Instant::now() < until {
+                std::thread::sleep(Duration::from_micros(200));
+            }
+            std::thread::sleep(Duration::from_millis(3 * step));
+            let status = nodes.stop(host).expect("stop");
+            assert_eq!(status.code(), Some(0), "{}: {status}\n{}", host.name(), nodes.log_tail(host));
+            assert_eq!(Traces::of(&lab, host), before, "{} stopped in step {step}", host.name());
+            assert!(!nodes.file(host, "sock").exists(), "{}: the status socket is left", host.name());
+        }
     }
 }
