@@ -160,13 +160,13 @@ struct RawExit {
 impl RawExit {
     fn check(&self, source: &Source) -> Result<Exit, ConfigError> {
         let pool4 = prefix(source, &self.pool4, "exit.pool4")?;
-        if !pool4.address().is_ipv4() || !(8..=30).contains(&pool4.prefix_len()) {
-            let what = "is not an IPv4 prefix of 8 to 30 bits";
+        if !pool4.address().is_ipv4() || !(8..=29).contains(&pool4.prefix_len()) {
+            let what = "is not an IPv4 prefix of 8 to 29 bits";
             return Err(source.refuse(&self.pool4, "exit.pool4", what, "write one such as 100.96.0.0/16"));
         }
         let pool6 = prefix(source, &self.pool6, "exit.pool6")?;
-        if !pool6.address().is_ipv6() || !(32..=126).contains(&pool6.prefix_len()) {
-            let what = "is not an IPv6 prefix of 32 to 126 bits";
+        if !pool6.address().is_ipv6() || !(32..=96).contains(&pool6.prefix_len()) {
+            let what = "is not an IPv6 prefix of 32 to 96 bits";
             return Err(source.refuse(&self.pool6, "exit.pool6", what, "write one such as fd6e:7765::/64"));
         }
         let tun = interface(source, &self.tun, "exit.tun")?;
@@ -252,6 +252,8 @@ pool6 = "fd6e:7765::/64"
             ("cpu = 0", "cpu = 1024", "worker.cpu", 14),
             ("\"100.96.0.0/16\"", "\"100.96.0.1/16\"", "exit.pool4", 23),
             ("\"100.96.0.0/16\"", "\"fd6e::/64\"", "exit.pool4", 23),
+            ("\"100.96.0.0/16\"", "\"100.96.0.0/30\"", "exit.pool4", 23),
+            ("\"fd6e:7765::/64\"", "\"fd6e:7765::/112\"", "exit.pool6", 24),
             ("\"fd6e:7765::/64\"", "\"fd6e:7765::/127\"", "exit.pool6", 24),
             ("outside = \"out0\"", "outside = \"ew-exit\"", "exit.outside", 22),
         ] {
