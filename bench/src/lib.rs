@@ -1,5 +1,12 @@
-//! What the benchmarks share: a middle relay in memory, the bare AEAD passes beside it, and the machine's own gaps.
+//! Evenwire's benchmarks: each case measures ratios within one run, beside what the machine itself did meanwhile.
+//!
+//! ```text
+//! cases/*  -> Session (figures, distributions, plots)  -> report/*: table, JSON, HTML with SVG, .hgrm
+//!                ^ gap probe before and after each case
+//! ```
 
-pub mod passes;
+pub mod cases;
+pub mod figure;
 pub mod probe;
-pub mod relay;
+pub mod report;
+pub mod session;

@@ -1,5 +1,6 @@
 //! Evenwire's developer commands.
 
+mod bench;
 mod ci;
 mod ebpf;
 mod run;
@@ -25,6 +26,8 @@ enum Task {
     Test(test::TestArgs),
     /// Everything that must hold before a change is merged
     Ci,
+    /// Measure the data plane: ratios within one run, as a table, JSON and HTML
+    Bench(bench::BenchArgs),
     /// Build, verify or disassemble the XDP program
     Ebpf(ebpf::EbpfArgs),
     /// The HTTP server of the lab's service
@@ -37,6 +40,7 @@ fn main() -> ExitCode {
         Task::Run(args) => run::run(&args),
         Task::Test(args) => test::run(&args),
         Task::Ci => ci::run(),
+        Task::Bench(args) => bench::run(&args),
         Task::Ebpf(args) => ebpf::run(args),
         Task::Serve(args) => run::serve::run(&args),
     };

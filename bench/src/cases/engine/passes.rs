@@ -4,11 +4,11 @@ use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKe
 use relay_common::wire::{LINK_HEADER_LEN, SEALED_LEN, layer_len};
 use std::time::{Duration, Instant};
 
-/// Cells per measurement, as many as [`crate::relay::BATCH`].
-const CELLS: usize = crate::relay::BATCH;
+/// Cells per measurement, as many as [`super::relay::BATCH`].
+const CELLS: usize = super::relay::BATCH;
 
 /// Keys and buffers for the passes of a link open, a hop layer and a link seal.
-pub struct Passes {
+pub(super) struct Passes {
     keys: [LessSafeKey; 3],
     buffers: Vec<[u8; SEALED_LEN]>,
     number: u64,
@@ -25,7 +25,7 @@ impl Passes {
     ///
     /// # Panics
     /// Never: the keys have the length that the suite wants.
-    pub fn new() -> Self {
+    pub(super) fn new() -> Self {
         let key =
             |fill| LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &[fill; 32]).expect("a key of 32 bytes"));
         Self { keys: [key(1), key(2), key(3)], buffers: vec![[0x5a; SEALED_LEN]; CELLS], number: 0 }
@@ -35,7 +35,7 @@ impl Passes {
     ///
     /// # Panics
     /// Never: a cell is far below the suite's limit.
-    pub fn batch(&mut self) -> Duration {
+    pub(super) fn batch(&mut self) -> Duration {
         let header = [1; LINK_HEADER_LEN];
         let start = Instant::now();
         for buffer in &mut self.buffers {

@@ -13,7 +13,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 /// Cells per measurement; half of what a circuit's queue holds.
-pub const BATCH: usize = 32;
+pub(super) const BATCH: usize = 32;
 
 const BACK: Side = Side { link: 0, circ_id: 5 };
 const AHEAD: Side = Side { link: 1, circ_id: 6 };
@@ -25,15 +25,15 @@ const DEPTH: usize = 1;
 
 /// Times of the two halves of a batch.
 #[derive(Clone, Copy, Debug)]
-pub struct Halves {
+pub(super) struct Halves {
     /// Link open, hop layer, queue.
-    pub receive: Duration,
+    pub(super) receive: Duration,
     /// Slots: choose, seal, hand over.
-    pub send: Duration,
+    pub(super) send: Duration,
 }
 
 /// The relay, and the keys of those around it.
-pub struct Relay {
+pub(super) struct Relay {
     engine: Engine,
     pool: FramePool,
     entry: LinkKeys,
@@ -56,7 +56,7 @@ impl Relay {
     ///
     /// # Panics
     /// Where the machine has no memory for 1024 frames.
-    pub fn new() -> Self {
+    pub(super) fn new() -> Self {
         let arena = Arena::anonymous(1024).expect("2 MiB of frames");
         let now = Nanos(Nanos::SECOND.0);
         let source = SocketAddr::from(([192, 0, 2, 1], 7443));
@@ -97,7 +97,7 @@ impl Relay {
     }
 
     /// Forwards one batch of cells of the circuit.
-    pub fn forward(&mut self) -> Halves {
+    pub(super) fn forward(&mut self) -> Halves {
         for _ in 0..BATCH {
             self.prepare(|relay| relay.layered(HopCommand::Forward));
         }
@@ -108,7 +108,7 @@ impl Relay {
     }
 
     /// Takes one batch of cover in, and sends one batch of cover.
-    pub fn cover(&mut self) -> Halves {
+    pub(super) fn cover(&mut self) -> Halves {
         for _ in 0..BATCH {
             self.prepare(Self::link_cover);
         }

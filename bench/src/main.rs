@@ -1,0 +1,57 @@
+//! `cargo xtask bench` ends up here, in a release build.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::Parser;
+use relay_bench::{cases, report, session::Session};
+
+/// Measures Evenwire's data plane.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask bench")]
+struct Arguments {
+    /// Cases to run; all of them where none is named
+    #[arg(value_name = "CASE", value_parser = clap::builder::PossibleValuesParser::new(cases::ALL.map(|case| case.name)))]
+    cases: Vec<String>,
+    /// Also writes the results here, as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Shorter measurements: a first look, with wider noise
+    #[arg(long)]
+    quick: bool,
+    /// Lists the cases and measures nothing
+    #[arg(long)]
+    list: bool,
+}
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    if arguments.list {
+        for case in cases::ALL {
+            println!("{:<10} {}", case.name, case.about);
+        }
+        return Ok(());
+    }
+    let mut session = Session::new(arguments.quick);
+    for case in cases::ALL {
+        if arguments.cases.is_empty() || arguments.cases.iter().any(|name| name == case.name) {
+            session.run(case.name, case.run);
+        }
+    }
+    print!("{}", report::table::render(session.figures()));
+    if let Some(path) = &arguments.json {
+        let json = report::json::render(session.figures(), session.quick)?;
+        std::fs::write(path, json).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
+}
