@@ -1,12 +1,11 @@
 //! Circuits as one node holds them: whose layers it peels and adds, and the cells that wait for a slot.
 
+use super::queue::Queue;
 use super::replay::CircuitWindow;
 use crate::crypto::HopKeys;
-use crate::xsk::Frame;
 use relay_common::wire::{
     BODY_LEN, DATA_LEN, HopCommand, LAYER_FIELDS_LEN, LayerFields, MAX_HOPS, layer_inner_len, layer_len,
 };
-use std::collections::VecDeque;
 
 /// Cells that may wait on one side of a circuit.
 pub const QUEUE_CELLS: usize = 64;
@@ -327,19 +326,13 @@ pub(super) struct Circuit {
     pub(super) back: Option<Side>,
     pub(super) ahead: Option<Side>,
     pub(super) role: Role,
-    queues: [VecDeque<Frame>; 2],
-    queued: [bool; 2],
+    /// Cells that wait for each side's link, by [`Direction`].
+    pub(super) queues: [Queue; 2],
 }
 
 impl Circuit {
-    pub(super) fn new(back: Option<Side>, ahead: Option<Side>, role: Role) -> Self {
-        Self {
-            back,
-            ahead,
-            role,
-            queues: [VecDeque::with_capacity(QUEUE_CELLS), VecDeque::with_capacity(QUEUE_CELLS)],
-            queued: [false; 2],
-        }
+    pub(super) const fn new(back: Option<Side>, ahead: Option<Side>, role: Role) -> Self {
+        Self { back, ahead, role, queues: [Queue::new(), Queue::new()] }
     }
 
     pub(super) const fn side(&self, direction: Direction) -> Option<Side> {
@@ -347,48 +340,6 @@ impl Circuit {
             Direction::Back => self.back,
             Direction::Ahead => self.ahead,
         }
-    }
-
-    /// Queues a cell; gives it back when the queue is full.
-    pub(super) fn push(&mut self, direction: Direction, frame: Frame) -> Result<(), Frame> {
-        let queue = &mut self.queues[direction as usize];
-        if queue.len() >= QUEUE_CELLS {
-            return Err(frame);
-        }
-        queue.push_back(frame);
-        Ok(())
-    }
-
-    pub(super) fn pop(&mut self, direction: Direction) -> Option<Frame> {
-        self.queues[direction as usize].pop_front()
-    }
-
-    pub(super) fn has_cells(&self, direction: Direction) -> bool {
-        self.waiting(direction) > 0
-    }
-
-    /// Cells that wait on one side.
-    pub(super) fn waiting(&self, direction: Direction) -> usize {
-        self.queues[direction as usize].len()
-    }
-
-    /// Takes one side off and drops what waits for it.
-    pub(super) fn detach(&mut self, direction: Direction) -> Option<Side> {
-        self.queues[direction as usize].clear();
-        self.leave_turn(direction);
-        match direction {
-            Direction::Back => self.back.take(),
-            Direction::Ahead => self.ahead.take(),
-        }
-    }
-
-    /// Marks this side as standing in its link's turn; false when it already does.
-    pub(super) fn enter_turn(&mut self, direction: Direction) -> bool {
-        !std::mem::replace(&mut self.queued[direction as usize], true)
-    }
-
-    pub(super) fn leave_turn(&mut self, direction: Direction) {
-        self.queued[direction as usize] = false;
     }
 }
 

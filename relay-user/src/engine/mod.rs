@@ -5,11 +5,14 @@ mod apply;
 mod circuit;
 mod counters;
 mod link;
+mod list;
 mod message;
+mod queue;
 mod receive;
 pub mod replay;
 pub mod schedule;
 mod send;
+mod sessions;
 pub mod time;
 pub mod wheel;
 
@@ -21,11 +24,14 @@ pub use message::{Command, Event};
 use crate::crypto::{HopKeys, Split, Suite};
 use crate::xsk::{Frame, FramePool};
 use circuit::{Circuit, Role};
-use link::Link;
+use link::{ControlCell, Link};
+use list::Places;
+use queue::Store;
 use relay_common::wire::{
     BODY_LEN, BODY_OFFSET, CELL_LEN, CIRCUIT_HEADER_LEN, CircuitHeader, Command as CellCommand, DATA_LEN,
     LINK_HEADER_LEN,
 };
+use sessions::Sessions;
 use std::collections::{HashMap, VecDeque};
 use time::Nanos;
 use wheel::Wheel;
@@ -105,16 +111,29 @@ struct Due {
     frame: Frame,
 }
 
+/// Control cells that may wait in all: [`CONTROL_CELLS`] for each link up to this many, and DESTROY for both sides of
+/// every circuit.
+const CONTROL_STORE: usize = 1 << 14;
+
 /// The data plane of one worker.
 #[derive(Debug)]
 pub struct Engine {
     limits: Limits,
     links: Vec<Option<Link>>,
-    sessions: HashMap<u32, Box<Session>>,
+    sessions: Sessions,
     circuits: Vec<Option<Box<Circuit>>>,
-    names: HashMap<Side, (u32, Direction)>,
+    names: HashMap<Side, (u32, Direction), foldhash::fast::RandomState>,
+    /// Circuit sides in their links' turns.
+    turns: Places,
+    /// Circuit sides by link.
+    sides: Places,
+    /// Cells in the queues of circuits, and cells that links hold.
+    cells: Store<Frame>,
+    control: Store<ControlCell>,
     wheel: Wheel,
     due: VecDeque<Due>,
+    /// Cells that all links together may have in `due`.
+    sealed_bound: usize,
     /// Cells in the queues of circuits and links.
     waiting: usize,
     events: VecDeque<Event>,
@@ -131,11 +150,16 @@ impl Engine {
         Self {
             limits,
             links: std::iter::repeat_with(|| None).take(links).collect(),
-            sessions: HashMap::with_capacity(4 * links),
+            sessions: Sessions::new(2 * links),
             circuits: std::iter::repeat_with(|| None).take(circuits).collect(),
-            names: HashMap::with_capacity(2 * circuits),
+            names: HashMap::with_capacity_and_hasher(2 * circuits, foldhash::fast::RandomState::default()),
+            turns: Places::new(2 * circuits),
+            sides: Places::new(2 * circuits),
+            cells: Store::new(limits.waiting + 4 * links),
+            control: Store::new((CONTROL_CELLS * links).min(CONTROL_STORE) + 2 * circuits),
             wheel: Wheel::new(links),
             due: VecDeque::with_capacity(4 * links),
+            sealed_bound: 0,
             waiting: 0,
             events: VecDeque::with_capacity(limits.events + circuits + 2 * links),
             counters: Counters::default(),
@@ -206,18 +230,21 @@ impl Engine {
         true
     }
 
-    /// The key under which a circuit side stands in its link's turn.
+    /// The number of a circuit side in the tables of turns and sides.
     const fn turn(number: u32, direction: Direction) -> u32 {
         2 * number + direction as u32
     }
 
+    /// The circuit side of such a number.
+    const fn side_of(turn: u32) -> (u32, Direction) {
+        (turn / 2, if turn.is_multiple_of(2) { Direction::Back } else { Direction::Ahead })
+    }
+
     fn enter_turn(&mut self, number: u32, direction: Direction) {
-        let Some(Some(circuit)) = self.circuits.get_mut(number as usize) else { return };
+        let Some(Some(circuit)) = self.circuits.get(number as usize) else { return };
         let Some(side) = circuit.side(direction) else { return };
-        if let Some(Some(link)) = self.links.get_mut(side.link as usize)
-            && circuit.enter_turn(direction)
-        {
-            link.ready.push_back(Self::turn(number, direction));
+        if let Some(Some(link)) = self.links.get_mut(side.link as usize) {
+            self.turns.push_back(&mut link.ready, Self::turn(number, direction));
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Slots: what is sealed for them ahead of time, and what leaves at them.
 
 use super::circuit::{Direction, Role};
-use super::link::{ControlCell, Link};
+use super::link::ControlCell;
 use super::time::Nanos;
 use super::{DropReason, Due, Edge, Engine, Event, body_mut, put_header, relay_header, take_cell};
 use crate::xsk::{Frame, FramePool};
@@ -10,12 +10,6 @@ use relay_common::wire::{
 };
 use std::collections::VecDeque;
 
-/// Least lateness at which a slot is left empty: below it, a timer's own error would decide.
-const MIN_TOLERANCE: Nanos = Nanos(200_000);
-/// Most lateness that is made up for, however slow the class.
-const MAX_TOLERANCE: Nanos = Nanos(2_000_000);
-/// Slots that a link makes up for after a stall, at most; bounds the burst that an observer sees.
-const MAX_CATCH_UP: u64 = 4;
 /// Cells that leave in one turn, at most.
 const EMIT_BATCH: usize = 32;
 
@@ -40,10 +34,11 @@ impl Engine {
             && let Some(due) = self.due.pop_front_if(|due| due.deadline <= now)
         {
             let Some(Some(link)) = self.links.get_mut(due.link as usize) else { continue };
-            if now.since(due.deadline) > tolerance(link) {
+            if now.since(due.deadline) > link.tolerance {
                 self.counters.missed_slots += 1;
                 // Sealed already: its counter is spent on this cell, so this cell goes at a later slot.
-                if link.hold(due.frame).is_err() {
+                let room = link.held.len() < link.max_held;
+                if !room || self.cells.push(&mut link.held, due.frame).is_err() {
                     self.counters.drop(DropReason::QueueFull);
                 }
                 continue;
@@ -74,11 +69,11 @@ impl Engine {
     fn stage_slot(&mut self, number: u32, now: Nanos, pool: &mut FramePool, edge: &mut impl Edge) {
         let lead = self.limits.lead;
         let Some(Some(link)) = self.links.get_mut(number as usize) else { return };
-        let Some(index) = link.sender else { return };
+        let Some(sender) = link.sender else { return };
         if now.since(link.last_received) > self.limits.silence && !link.reported_silent {
             link.reported_silent = raise_silent(&mut self.events, number);
         }
-        let earliest = Nanos(now.0.saturating_sub(tolerance(link).0));
+        let earliest = Nanos(now.0.saturating_sub(link.tolerance.0));
         self.counters.missed_slots += link.schedule.skip_to(earliest);
         let deadline = link.schedule.deadline();
         if deadline.since(now) > lead + Nanos::MILLISECOND {
@@ -89,12 +84,19 @@ impl Engine {
         link.schedule.advance();
         let next = link.schedule.deadline();
         self.file(number, next, now);
-        if let Some(frame) = self.sealed_cell(number, index, now, pool, edge) {
-            // Slots of one link may come close together but never out of order; across links the order is the
-            // wheel's, exact to a tick.
-            let at = self.due.partition_point(|due| due.deadline <= deadline);
-            self.due.insert(at, Due { deadline, link: number, frame });
+        if let Some(frame) = self.sealed_cell(number, sender, now, pool, edge) {
+            self.put_due(Due { deadline, link: number, frame });
         }
+    }
+
+    /// Slots of one link may come close together but never out of order; across links the order is the wheel's, exact
+    /// to a tick.
+    fn put_due(&mut self, due: Due) {
+        let mut at = self.due.len();
+        while at > 0 && self.due[at - 1].deadline > due.deadline {
+            at -= 1;
+        }
+        self.due.insert(at, due);
     }
 
     pub(super) fn file(&mut self, number: u32, deadline: Nanos, now: Nanos) {
@@ -104,16 +106,16 @@ impl Engine {
     fn sealed_cell(
         &mut self,
         number: u32,
-        index: u32,
+        sender: u32,
         now: Nanos,
         pool: &mut FramePool,
         edge: &mut impl Edge,
     ) -> Option<Frame> {
         let link = self.links.get_mut(number as usize)?.as_mut()?;
-        if let Some(held) = link.held.pop_front() {
+        if let Some(held) = self.cells.pop(&mut link.held) {
             return Some(held);
         }
-        if self.sessions.get(&index).is_none_or(|session| session.is_expired(now)) {
+        if self.sessions.get(sender).is_none_or(|session| session.is_expired(now)) {
             self.counters.drop(DropReason::Expired);
             return None;
         }
@@ -121,8 +123,7 @@ impl Engine {
             Some(frame) => frame,
             None => take_cell(pool, &mut self.counters)?,
         };
-        let session = self.sessions.get_mut(&index)?;
-        session.seal(frame.cell_mut()?);
+        self.sessions.get_mut(sender)?.seal(frame.cell_mut()?);
         Some(frame)
     }
 
@@ -135,7 +136,7 @@ impl Engine {
         edge: &mut impl Edge,
     ) -> Option<Frame> {
         let link = self.links.get_mut(number as usize)?.as_mut()?;
-        match link.control.pop_front() {
+        match self.control.pop(&mut link.control) {
             Some(ControlCell::Ready(frame)) => {
                 self.waiting -= 1;
                 return Some(frame);
@@ -149,40 +150,40 @@ impl Engine {
             }
             None => {}
         }
-        for _ in 0..link.ready.len() {
-            let Some(key) = self.links.get_mut(number as usize)?.as_mut()?.ready.pop_front() else { break };
-            if let Some(frame) = self.circuit_cell(key, now, pool, edge) {
+        // Whoever has nothing leaves the turn, so this ends.
+        while let Some(turn) = self.turns.pop_front(&mut self.links.get_mut(number as usize)?.as_mut()?.ready)
+        {
+            if let Some(frame) = self.circuit_cell(turn, now, pool, edge) {
                 return Some(frame);
             }
         }
-        let link = self.links.get_mut(number as usize)?.as_mut()?;
-        for _ in 0..link.origins.len() {
+        let origins = self.links.get_mut(number as usize)?.as_mut()?.origins.len();
+        for _ in 0..origins {
             let link = self.links.get_mut(number as usize)?.as_mut()?;
-            let circuit = link.origins.pop_front()?;
-            link.origins.push_back(circuit);
-            if let Some(frame) = self.origin_cell(circuit, now, pool, edge) {
+            let turn = self.turns.pop_front(&mut link.origins)?;
+            self.turns.push_back(&mut link.origins, turn);
+            if let Some(frame) = self.origin_cell(Self::side_of(turn).0, now, pool, edge) {
                 return Some(frame);
             }
         }
         None
     }
 
-    /// One cell of the circuit side whose turn it is; it keeps its turn while it has more.
+    /// One cell of the circuit side whose turn it was; it goes to the end of the turn while it has more.
     fn circuit_cell(
         &mut self,
-        key: u32,
+        turn: u32,
         now: Nanos,
         pool: &mut FramePool,
         edge: &mut impl Edge,
     ) -> Option<Frame> {
-        let (number, direction) =
-            (key / 2, if key.is_multiple_of(2) { Direction::Back } else { Direction::Ahead });
+        let (number, direction) = Self::side_of(turn);
         let circuit = self.circuits.get_mut(number as usize)?.as_mut()?;
-        circuit.leave_turn(direction);
         let side = circuit.side(direction)?;
-        let (frame, more) = if let Some(frame) = circuit.pop(direction) {
+        let queue = &mut circuit.queues[direction as usize];
+        let (frame, more) = if let Some(frame) = self.cells.pop(queue) {
             self.waiting -= 1;
-            (frame, circuit.has_cells(direction))
+            (frame, !queue.is_empty())
         } else {
             let Role::Carried(carried) = &mut circuit.role else { return None };
             if direction == Direction::Ahead || !carried.wants_slot(edge.has_data(number)) {
@@ -196,8 +197,8 @@ impl Engine {
             put_header(&mut frame, relay_header(side.circ_id, seq));
             (frame, carried.wants_slot(edge.has_data(number)))
         };
-        if more {
-            self.enter_turn(number, direction);
+        if more && let Some(Some(link)) = self.links.get_mut(side.link as usize) {
+            self.turns.push_back(&mut link.ready, turn);
         }
         Some(frame)
     }
@@ -237,13 +238,6 @@ fn fill_data(
     };
     body[DATA_LEN..DATA_LEN + RX_COUNT_LEN].copy_from_slice(&received.to_be_bytes());
     offset
-}
-
-/// How late a cell of this link may still go. A property of the class alone, so that it tells nothing of payload.
-fn tolerance(link: &Link) -> Nanos {
-    let period = link.schedule.period().0;
-    let made_up = Nanos(period * MAX_CATCH_UP).min(MAX_TOLERANCE);
-    made_up.max(Nanos(period / 2)).max(MIN_TOLERANCE)
 }
 
 /// Tells the control plane that a link is silent; the queue has room for one such event per link.
