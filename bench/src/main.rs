@@ -23,6 +23,9 @@ struct Arguments {
     /// Lists the cases and measures nothing
     #[arg(long)]
     list: bool,
+    /// Prints what a link and a circuit take of memory, measured on so many of each
+    #[arg(long, value_name = "COUNT", hide = true)]
+    measure_memory: Option<u32>,
 }
 
 fn main() -> ExitCode {
@@ -40,6 +43,11 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         for case in cases::ALL {
             println!("{:<10} {}", case.name, case.about);
         }
+        return Ok(());
+    }
+    if let Some(count) = arguments.measure_memory {
+        let [link, circuit] = cases::engine::memory::measure(count)?;
+        println!("{link} {circuit}");
         return Ok(());
     }
     let mut session = Session::new(arguments.quick);

@@ -69,7 +69,7 @@ impl Engine {
     fn stage_slot(&mut self, number: u32, now: Nanos, pool: &mut FramePool, edge: &mut impl Edge) {
         let lead = self.limits.lead;
         let Some(Some(link)) = self.links.get_mut(number as usize) else { return };
-        let Some(sender) = link.sender else { return };
+        let sender = link.sender;
         if now.since(link.last_received) > self.limits.silence && !link.reported_silent {
             link.reported_silent = raise_silent(&mut self.events, number);
         }
@@ -106,7 +106,7 @@ impl Engine {
     fn sealed_cell(
         &mut self,
         number: u32,
-        sender: u32,
+        sender: Option<u32>,
         now: Nanos,
         pool: &mut FramePool,
         edge: &mut impl Edge,
@@ -115,10 +115,12 @@ impl Engine {
         if let Some(held) = self.cells.pop(&mut link.held) {
             return Some(held);
         }
-        if self.sessions.get(sender).is_none_or(|session| session.is_expired(now)) {
+        // A slot without a session's keys stays empty, and is counted.
+        let usable = |place: &u32| self.sessions.get(*place).is_some_and(|session| !session.is_expired(now));
+        let Some(sender) = sender.filter(usable) else {
             self.counters.drop(DropReason::Expired);
             return None;
-        }
+        };
         let mut frame = match self.next_cell(number, now, pool, edge) {
             Some(frame) => frame,
             None => take_cell(pool, &mut self.counters)?,

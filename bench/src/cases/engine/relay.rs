@@ -184,6 +184,7 @@ impl Relay {
     }
 }
 
-fn split(fill: u8) -> Split {
+/// Secrets that two ends share without a handshake.
+pub(super) fn split(fill: u8) -> Split {
     Split { initiator_to_responder: [fill; 32], responder_to_initiator: [!fill; 32] }
 }
