@@ -34,13 +34,15 @@ pub fn run(session: &mut Session) -> anyhow::Result<()> {
 }
 
 fn cells(session: &mut Session) {
-    const ROWS: [&str; 6] = [
+    const ROWS: [&str; 8] = [
         "forwarded cell, in and out",
         "  payload in: open, hop, queue",
         "  payload out: choose, seal, emit",
         "cover in: open, dummy hop",
         "cover out: make, seal, emit",
         "three AES-256-GCM passes",
+        "  link open and hop open alone",
+        "  link seal alone",
     ];
     session.progress("cells");
     let rounds = if session.quick { ROUNDS / 10 } else { ROUNDS };
@@ -48,8 +50,16 @@ fn cells(session: &mut Session) {
     let mut rows: [Vec<f64>; ROWS.len()] = Default::default();
     for _ in 0..rounds {
         let (payload, cover, bare) = (relay.forward(), relay.cover(), passes.batch());
-        let times =
-            [payload.receive + payload.send, payload.receive, payload.send, cover.receive, cover.send, bare];
+        let times = [
+            payload.receive + payload.send,
+            payload.receive,
+            payload.send,
+            cover.receive,
+            cover.send,
+            bare.receive + bare.send,
+            bare.receive,
+            bare.send,
+        ];
         for (row, time) in rows.iter_mut().zip(times) {
             row.push(per_cell(time));
         }

@@ -92,11 +92,11 @@ impl Engine {
     /// Slots of one link may come close together but never out of order; across links the order is the wheel's, exact
     /// to a tick.
     fn put_due(&mut self, due: Due) {
-        let mut at = self.due.len();
-        while at > 0 && self.due[at - 1].deadline > due.deadline {
-            at -= 1;
+        if self.due.back().is_none_or(|last| last.deadline <= due.deadline) {
+            return self.due.push_back(due);
         }
-        self.due.insert(at, due);
+        let behind = self.due.iter().rev().take_while(|other| other.deadline > due.deadline).count();
+        self.due.insert(self.due.len() - behind, due);
     }
 
     pub(super) fn file(&mut self, number: u32, deadline: Nanos, now: Nanos) {
@@ -138,29 +138,38 @@ impl Engine {
         edge: &mut impl Edge,
     ) -> Option<Frame> {
         let link = self.links.get_mut(number as usize)?.as_mut()?;
-        match self.control.pop(&mut link.control) {
-            Some(ControlCell::Ready(frame)) => {
-                self.waiting -= 1;
-                return Some(frame);
-            }
-            Some(ControlCell::Destroy { circ_id, reason }) => {
-                let mut frame = take_cell(pool, &mut self.counters)?;
-                body_mut(&mut frame)?[0] = reason as u8;
-                let command = Command::Destroy as u8;
-                put_header(&mut frame, CircuitHeader { circ_id, command, key_epoch: 0, hop_seq: 0 });
-                return Some(frame);
-            }
-            None => {}
+        if !link.control.is_empty() {
+            return self.control_cell(number, pool);
         }
         // Whoever has nothing leaves the turn, so this ends.
-        while let Some(turn) = self.turns.pop_front(&mut self.links.get_mut(number as usize)?.as_mut()?.ready)
-        {
-            if let Some(frame) = self.circuit_cell(turn, now, pool, edge) {
+        while let Some(turn) = self.turns.pop_front(&mut link.ready) {
+            let (circuit, direction) = Self::side_of(turn);
+            let Some(Some(entry)) = self.circuits.get_mut(circuit as usize) else { continue };
+            let queue = &mut entry.queues[direction as usize];
+            if let Some(frame) = self.cells.pop(queue) {
+                self.waiting -= 1;
+                if !queue.is_empty() {
+                    self.turns.push_back(&mut link.ready, turn);
+                }
                 return Some(frame);
             }
+            let Role::Carried(carried) = &mut entry.role else { continue };
+            let Some(back) = entry.back.filter(|_| direction == Direction::Back) else { continue };
+            if !carried.wants_slot(edge.has_data(circuit)) {
+                continue;
+            }
+            let mut frame = take_cell(pool, &mut self.counters)?;
+            carried.pay();
+            let body = body_mut(&mut frame)?;
+            let offset = fill_data(body, carried.received, circuit, now, edge);
+            let seq = carried.own_backward(HopCommand::Data, offset, body);
+            put_header(&mut frame, relay_header(back.circ_id, seq));
+            if carried.wants_slot(edge.has_data(circuit)) {
+                self.turns.push_back(&mut link.ready, turn);
+            }
+            return Some(frame);
         }
-        let origins = self.links.get_mut(number as usize)?.as_mut()?.origins.len();
-        for _ in 0..origins {
+        for _ in 0..link.origins.len() {
             let link = self.links.get_mut(number as usize)?.as_mut()?;
             let turn = self.turns.pop_front(&mut link.origins)?;
             self.turns.push_back(&mut link.origins, turn);
@@ -171,38 +180,22 @@ impl Engine {
         None
     }
 
-    /// One cell of the circuit side whose turn it was; it goes to the end of the turn while it has more.
-    fn circuit_cell(
-        &mut self,
-        turn: u32,
-        now: Nanos,
-        pool: &mut FramePool,
-        edge: &mut impl Edge,
-    ) -> Option<Frame> {
-        let (number, direction) = Self::side_of(turn);
-        let circuit = self.circuits.get_mut(number as usize)?.as_mut()?;
-        let side = circuit.side(direction)?;
-        let queue = &mut circuit.queues[direction as usize];
-        let (frame, more) = if let Some(frame) = self.cells.pop(queue) {
-            self.waiting -= 1;
-            (frame, !queue.is_empty())
-        } else {
-            let Role::Carried(carried) = &mut circuit.role else { return None };
-            if direction == Direction::Ahead || !carried.wants_slot(edge.has_data(number)) {
-                return None;
+    /// The oldest control cell of a link.
+    fn control_cell(&mut self, number: u32, pool: &mut FramePool) -> Option<Frame> {
+        let link = self.links.get_mut(number as usize)?.as_mut()?;
+        match self.control.pop(&mut link.control)? {
+            ControlCell::Ready(frame) => {
+                self.waiting -= 1;
+                Some(frame)
             }
-            let mut frame = take_cell(pool, &mut self.counters)?;
-            carried.pay();
-            let body = body_mut(&mut frame)?;
-            let offset = fill_data(body, carried.received, number, now, edge);
-            let seq = carried.own_backward(HopCommand::Data, offset, body);
-            put_header(&mut frame, relay_header(side.circ_id, seq));
-            (frame, carried.wants_slot(edge.has_data(number)))
-        };
-        if more && let Some(Some(link)) = self.links.get_mut(side.link as usize) {
-            self.turns.push_back(&mut link.ready, turn);
+            ControlCell::Destroy { circ_id, reason } => {
+                let mut frame = take_cell(pool, &mut self.counters)?;
+                body_mut(&mut frame)?[0] = reason as u8;
+                let command = Command::Destroy as u8;
+                put_header(&mut frame, CircuitHeader { circ_id, command, key_epoch: 0, hop_seq: 0 });
+                Some(frame)
+            }
         }
-        Some(frame)
     }
 
     fn origin_cell(

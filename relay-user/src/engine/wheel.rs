@@ -28,6 +28,8 @@ pub struct Wheel {
     words: Vec<u64>,
     summary: [u64; SUMMARY],
     cursor: u64,
+    /// The earliest filed tick, or an earlier one: where it lies ahead, nobody need search.
+    earliest: u64,
 }
 
 #[repr(align(64))]
@@ -57,17 +59,21 @@ impl Wheel {
             words: vec![0; WORDS],
             summary: [0; SUMMARY],
             cursor: 0,
+            earliest: 0,
         }
     }
 
     /// Files `link` under `deadline`, at `now`. A deadline already passed comes up at once. A link that is filed moves.
     pub fn insert(&mut self, link: u32, deadline: Nanos, now: Nanos) {
-        self.remove(link);
+        if self.contains(link) {
+            self.remove(link);
+        }
         if self.filed == 0 {
             // Nobody popped while nothing was filed: the reach must count from now.
             self.cursor = self.cursor.max(now.0 >> TICK_SHIFT);
         }
         let tick = (deadline.0 >> TICK_SHIFT).clamp(self.cursor, self.cursor + SLOTS as u64 - 1);
+        self.earliest = self.earliest.min(tick);
         let slot = Self::slot(tick);
         let mut head = self.heads[slot];
         if head == NIL || self.chunks[head as usize].len as usize == CHUNK_LINKS {
@@ -115,12 +121,17 @@ impl Wheel {
     /// Takes out one link whose tick has begun by `now`.
     pub fn pop(&mut self, now: Nanos) -> Option<u32> {
         let now_tick = now.0 >> TICK_SHIFT;
-        let Some(tick) = self.first_tick().filter(|&tick| tick <= now_tick) else {
-            self.cursor = self.cursor.max(now_tick);
-            return None;
-        };
-        self.cursor = tick;
-        Some(self.pop_from(Self::slot(tick)))
+        if self.earliest <= now_tick
+            && let Some(tick) = self.first_tick()
+        {
+            self.earliest = tick;
+            if tick <= now_tick {
+                self.cursor = tick;
+                return Some(self.pop_from(Self::slot(tick)));
+            }
+        }
+        self.cursor = self.cursor.max(now_tick);
+        None
     }
 
     /// Takes the last link out of the first chunk of a slot that has one.

@@ -1,12 +1,13 @@
 //! The floor of what a relayed cell costs: opening the link layer, opening the hop layer and sealing the link layer
 //! again, by calls to the AEAD library and nothing else.
 
+use super::relay::{BATCH, Halves};
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use relay_common::wire::{BODY_OFFSET, CELL_LEN, LINK_HEADER_LEN, TAG_LEN, layer_len};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Cells per measurement.
-const CELLS: usize = super::relay::BATCH;
+const CELLS: usize = BATCH;
 /// The hop layer of a middle relay, as [`super::relay`] has it.
 const LAYER: std::ops::Range<usize> = BODY_OFFSET..BODY_OFFSET + layer_len(1);
 
@@ -32,8 +33,9 @@ impl Passes {
         }
     }
 
-    /// Time of the passes over one batch of cells, which are sealed before the clock starts.
-    pub(super) fn batch(&mut self) -> Duration {
+    /// Time of the passes over one batch of cells, which are sealed before the clock starts. As in a relay, a batch is
+    /// opened as it comes in and sealed as it goes out.
+    pub(super) fn batch(&mut self) -> Halves {
         let first = self.number;
         for cell in &mut self.cells {
             self.number += 1;
@@ -46,10 +48,13 @@ impl Passes {
             let (header, rest) = cell.split_at_mut(LINK_HEADER_LEN);
             open(&self.from_entry, number, header, rest);
             open(&self.hop, number, &[], &mut cell[LAYER]);
+        }
+        let opened = Instant::now();
+        for (number, cell) in (first + 1..).zip(&mut self.cells) {
             let (header, rest) = cell.split_at_mut(LINK_HEADER_LEN);
             seal(&self.to_exit, number, header, rest);
         }
-        start.elapsed()
+        Halves { receive: opened - start, send: opened.elapsed() }
     }
 }
 
