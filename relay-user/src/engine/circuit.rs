@@ -127,6 +127,7 @@ impl Carried {
     }
 
     /// Opens this relay's layer of a cell on its way to the exit.
+    #[inline]
     pub(super) fn open_forward(
         &mut self,
         seq: u64,
@@ -143,6 +144,7 @@ impl Carried {
     }
 
     /// The number of a forwarded cell on the next link; clears what is left of this layer.
+    #[inline]
     pub(super) fn pass_forward(&self, seq: u64, body: &mut [u8; BODY_LEN]) -> u64 {
         body[layer_inner_len(self.depth)..].fill(0);
         seq.wrapping_add(self.keys.forward_offset)

@@ -47,6 +47,7 @@ impl Places {
     }
 
     /// Puts `number` at the end of `list`; no effect where it is in a list already.
+    #[inline]
     pub(super) fn push_back(&mut self, list: &mut List, number: u32) {
         if self.is_listed(number) {
             return;
@@ -61,6 +62,7 @@ impl Places {
     }
 
     /// Takes the first out.
+    #[inline]
     pub(super) fn pop_front(&mut self, list: &mut List) -> Option<u32> {
         let first = list.first()?;
         self.remove(list, first);
@@ -68,6 +70,7 @@ impl Places {
     }
 
     /// Takes `number` out of `list`, the one it is in; no effect where it is in none.
+    #[inline]
     pub(super) fn remove(&mut self, list: &mut List, number: u32) {
         let place = &mut self.0[number as usize];
         if !std::mem::replace(&mut place.listed, false) {

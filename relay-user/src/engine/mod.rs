@@ -269,6 +269,7 @@ fn relay_header(circ_id: u32, hop_seq: u64) -> CircuitHeader {
     CircuitHeader { circ_id, command: CellCommand::Relay as u8, key_epoch: 0, hop_seq }
 }
 
+#[inline]
 fn put_header(frame: &mut Frame, header: CircuitHeader) {
     if let Some(cell) = frame.cell_mut() {
         cell[LINK_HEADER_LEN..LINK_HEADER_LEN + CIRCUIT_HEADER_LEN].copy_from_slice(&header.encode());

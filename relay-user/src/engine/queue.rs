@@ -48,6 +48,7 @@ impl<T> Store<T> {
     }
 
     /// Appends `item`, or gives it back where the store is full.
+    #[inline]
     pub(super) fn push(&mut self, queue: &mut Queue, item: T) -> Result<(), T> {
         let number = self.free;
         let Some(node) = self.nodes.get_mut(number as usize) else { return Err(item) };
@@ -63,6 +64,7 @@ impl<T> Store<T> {
     }
 
     /// Takes the oldest item of `queue`.
+    #[inline]
     pub(super) fn pop(&mut self, queue: &mut Queue) -> Option<T> {
         let number = queue.first;
         let node = self.nodes.get_mut(number as usize)?;

@@ -53,6 +53,7 @@ impl Engine {
     }
 
     /// The link lives; a cell under newer keys than those in use confirms them.
+    #[inline]
     fn note_arrival(&mut self, number: u32, place: u32, born: Nanos, now: Nanos) {
         let Some(Some(link)) = self.links.get_mut(number as usize) else { return };
         link.last_received = now;

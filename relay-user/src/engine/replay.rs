@@ -24,6 +24,7 @@ impl<const WORDS: usize> ReplayWindow<WORDS> {
 
     /// Whether `number` is new: neither seen before nor too old to tell. Changes nothing, so that an
     /// unauthenticated number leaves no trace.
+    #[inline]
     pub fn is_new(&self, number: u64) -> bool {
         if number < self.floor {
             return false;
@@ -35,6 +36,7 @@ impl<const WORDS: usize> ReplayWindow<WORDS> {
     }
 
     /// Marks `number` as seen, once it is authenticated. False, and no change, where it is not new.
+    #[inline]
     pub fn accept(&mut self, number: u64) -> bool {
         if !self.is_new(number) {
             return false;

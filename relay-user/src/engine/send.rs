@@ -58,39 +58,50 @@ impl Engine {
         while staged < EMIT_BATCH
             && let Some(number) = self.wheel.pop(now)
         {
-            self.stage_slot(number, now, pool, edge);
-            staged += 1;
+            staged += self.stage_link(number, EMIT_BATCH - staged, now, pool, edge);
         }
         staged
     }
 
-    /// Seals a cell for a link's coming slot and files the slot after it. Slots that nobody can meet any more are
-    /// counted and left empty.
-    fn stage_slot(&mut self, number: u32, now: Nanos, pool: &mut FramePool, edge: &mut impl Edge) {
-        let lead = self.limits.lead;
-        let Some(Some(link)) = self.links.get_mut(number as usize) else { return };
+    /// Seals cells for a link's slots within the lead, at most `most` of them, and files the slot after them. Slots that
+    /// nobody can meet any more are counted and left empty. Returns how many slots it went through.
+    fn stage_link(
+        &mut self,
+        number: u32,
+        most: usize,
+        now: Nanos,
+        pool: &mut FramePool,
+        edge: &mut impl Edge,
+    ) -> usize {
+        let horizon = now + self.limits.lead;
+        let Some(Some(link)) = self.links.get_mut(number as usize) else { return 1 };
         let sender = link.sender;
         if now.since(link.last_received) > self.limits.silence && !link.reported_silent {
             link.reported_silent = raise_silent(&mut self.events, number);
         }
         let earliest = Nanos(now.0.saturating_sub(link.tolerance.0));
         self.counters.missed_slots += link.schedule.skip_to(earliest);
-        let deadline = link.schedule.deadline();
-        if deadline.since(now) > lead + Nanos::MILLISECOND {
-            // It came up early: it lay beyond the wheel's reach, or slots before it were skipped.
-            self.file(number, deadline, now);
-            return;
+        let mut staged = 0;
+        loop {
+            let Some(Some(link)) = self.links.get_mut(number as usize) else { break };
+            let deadline = link.schedule.deadline();
+            // A slot beyond the wheel's reach comes up early, and so does one behind slots that were skipped.
+            if deadline > horizon || staged == most {
+                self.wheel.insert(number, Nanos(deadline.0.saturating_sub(self.limits.lead.0)), now);
+                break;
+            }
+            link.schedule.advance();
+            staged += 1;
+            if let Some(frame) = self.sealed_cell(number, sender, now, pool, edge) {
+                self.put_due(Due { deadline, link: number, frame });
+            }
         }
-        link.schedule.advance();
-        let next = link.schedule.deadline();
-        self.file(number, next, now);
-        if let Some(frame) = self.sealed_cell(number, sender, now, pool, edge) {
-            self.put_due(Due { deadline, link: number, frame });
-        }
+        staged.max(1)
     }
 
     /// Slots of one link may come close together but never out of order; across links the order is the wheel's, exact
     /// to a tick.
+    #[inline]
     fn put_due(&mut self, due: Due) {
         if self.due.back().is_none_or(|last| last.deadline <= due.deadline) {
             return self.due.push_back(due);
