@@ -69,6 +69,19 @@ impl Places {
         Some(first)
     }
 
+    /// Takes the first out, or puts it behind all others where it shall `stay`.
+    #[inline]
+    pub(super) fn end_turn(&mut self, list: &mut List, stay: bool) {
+        if stay && list.len == 1 {
+            return;
+        }
+        if let Some(first) = self.pop_front(list)
+            && stay
+        {
+            self.push_back(list, first);
+        }
+    }
+
     /// Takes `number` out of `list`, the one it is in; no effect where it is in none.
     #[inline]
     pub(super) fn remove(&mut self, list: &mut List, number: u32) {
@@ -97,7 +110,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn agrees_with_queues(steps in prop::collection::vec((0u8..3, 0u32..12, 0usize..3), 0..200)) {
+        fn agrees_with_queues(steps in prop::collection::vec((0u8..4, 0u32..12, 0usize..3), 0..200)) {
             let mut places = Places::new(12);
             let mut lists = [List::new(), List::new(), List::new()];
             let mut queues: [VecDeque<u32>; 3] = Default::default();
@@ -109,6 +122,11 @@ mod tests {
                         if holder.is_none() {
                             queues[at].push_back(number);
                         }
+                    }
+                    3 => {
+                        places.end_turn(&mut lists[at], number % 2 == 0);
+                        let first = queues[at].pop_front();
+                        queues[at].extend(first.filter(|_| number % 2 == 0));
                     }
                     1 => prop_assert_eq!(places.pop_front(&mut lists[at]), queues[at].pop_front()),
                     _ => {

@@ -107,6 +107,8 @@ impl Default for Limits {
 #[derive(Debug)]
 struct Due {
     deadline: Nanos,
+    /// When it is too late for the cell to go.
+    latest: Nanos,
     link: u32,
     frame: Frame,
 }

@@ -3,6 +3,7 @@
 use super::circuit::{Direction, Role};
 use super::link::ControlCell;
 use super::time::Nanos;
+use super::wheel;
 use super::{DropReason, Due, Edge, Engine, Event, body_mut, put_header, relay_header, take_cell};
 use crate::xsk::{Frame, FramePool};
 use relay_common::wire::{
@@ -33,14 +34,8 @@ impl Engine {
         while sent < EMIT_BATCH
             && let Some(due) = self.due.pop_front_if(|due| due.deadline <= now)
         {
-            let Some(Some(link)) = self.links.get_mut(due.link as usize) else { continue };
-            if now.since(due.deadline) > link.tolerance {
-                self.counters.missed_slots += 1;
-                // Sealed already: its counter is spent on this cell, so this cell goes at a later slot.
-                let room = link.held.len() < link.max_held;
-                if !room || self.cells.push(&mut link.held, due.frame).is_err() {
-                    self.counters.drop(DropReason::QueueFull);
-                }
+            if now > due.latest {
+                self.miss(due);
                 continue;
             }
             match out(due.link, due.frame) {
@@ -50,6 +45,17 @@ impl Engine {
             sent += 1;
         }
         sent
+    }
+
+    /// Counts a missed slot. Its cell is sealed already, so that its counter is spent on it: it goes at a later slot.
+    #[cold]
+    fn miss(&mut self, due: Due) {
+        self.counters.missed_slots += 1;
+        let Some(Some(link)) = self.links.get_mut(due.link as usize) else { return };
+        let room = link.held.len() < link.max_held;
+        if !room || self.cells.push(&mut link.held, due.frame).is_err() {
+            self.counters.drop(DropReason::QueueFull);
+        }
     }
 
     /// Chooses and seals the cells of the slots that come due within the lead. Returns how many.
@@ -73,7 +79,8 @@ impl Engine {
         pool: &mut FramePool,
         edge: &mut impl Edge,
     ) -> usize {
-        let horizon = now + self.limits.lead;
+        // With the tick, so that what has come up is not filed under the same tick again.
+        let horizon = now + self.limits.lead + wheel::TICK;
         let Some(Some(link)) = self.links.get_mut(number as usize) else { return 1 };
         let sender = link.sender;
         if now.since(link.last_received) > self.limits.silence && !link.reported_silent {
@@ -90,10 +97,11 @@ impl Engine {
                 self.wheel.insert(number, Nanos(deadline.0.saturating_sub(self.limits.lead.0)), now);
                 break;
             }
+            let latest = deadline + link.tolerance;
             link.schedule.advance();
             staged += 1;
             if let Some(frame) = self.sealed_cell(number, sender, now, pool, edge) {
-                self.put_due(Due { deadline, link: number, frame });
+                self.put_due(Due { deadline, latest, link: number, frame });
             }
         }
         staged.max(1)
@@ -153,17 +161,19 @@ impl Engine {
             return self.control_cell(number, pool);
         }
         // Whoever has nothing leaves the turn, so this ends.
-        while let Some(turn) = self.turns.pop_front(&mut link.ready) {
+        while let Some(turn) = link.ready.first() {
             let (circuit, direction) = Self::side_of(turn);
-            let Some(Some(entry)) = self.circuits.get_mut(circuit as usize) else { continue };
+            let Some(Some(entry)) = self.circuits.get_mut(circuit as usize) else {
+                self.turns.remove(&mut link.ready, turn);
+                continue;
+            };
             let queue = &mut entry.queues[direction as usize];
             if let Some(frame) = self.cells.pop(queue) {
                 self.waiting -= 1;
-                if !queue.is_empty() {
-                    self.turns.push_back(&mut link.ready, turn);
-                }
+                self.turns.end_turn(&mut link.ready, !queue.is_empty());
                 return Some(frame);
             }
+            self.turns.remove(&mut link.ready, turn);
             let Role::Carried(carried) = &mut entry.role else { continue };
             let Some(back) = entry.back.filter(|_| direction == Direction::Back) else { continue };
             if !carried.wants_slot(edge.has_data(circuit)) {

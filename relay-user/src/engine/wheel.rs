@@ -4,6 +4,8 @@
 use super::time::Nanos;
 
 const TICK_SHIFT: u32 = 12;
+/// Width of a tick, by which a deadline may come up early.
+pub const TICK: Nanos = Nanos(1 << TICK_SHIFT);
 const SLOTS: usize = 1 << 16;
 const WORDS: usize = SLOTS / 64;
 const SUMMARY: usize = WORDS / 64;
