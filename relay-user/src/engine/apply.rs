@@ -127,9 +127,10 @@ impl Engine {
 
     /// Lets a circuit's side be found by its name and by its link.
     fn attach(&mut self, number: u32, direction: Direction, side: Side) {
-        self.names.insert(side, (number, direction));
+        let turn = Self::turn(number, direction);
+        self.names.insert(side, turn);
         if let Some(Some(link)) = self.links.get_mut(side.link as usize) {
-            self.sides.push_back(&mut link.sides, Self::turn(number, direction));
+            self.sides.push_back(&mut link.sides, turn);
         }
     }
 

@@ -2,6 +2,8 @@
 //! most, and every step takes constant time.
 
 const NIL: u32 = u32::MAX;
+/// What stands in `before` where a number is in no list.
+const UNLISTED: u32 = u32::MAX - 1;
 
 /// The first and last of one list.
 #[derive(Debug)]
@@ -29,7 +31,6 @@ impl List {
 struct Place {
     before: u32,
     behind: u32,
-    listed: bool,
 }
 
 /// The places of numbers `0..capacity`, for as many lists as the caller keeps.
@@ -38,12 +39,12 @@ pub(super) struct Places(Vec<Place>);
 
 impl Places {
     pub(super) fn new(capacity: usize) -> Self {
-        Self(vec![Place { before: NIL, behind: NIL, listed: false }; capacity])
+        Self(vec![Place { before: UNLISTED, behind: NIL }; capacity])
     }
 
     /// Whether `number` is in a list.
     pub(super) fn is_listed(&self, number: u32) -> bool {
-        self.0[number as usize].listed
+        self.0[number as usize].before != UNLISTED
     }
 
     /// Puts `number` at the end of `list`; no effect where it is in a list already.
@@ -52,7 +53,7 @@ impl Places {
         if self.is_listed(number) {
             return;
         }
-        self.0[number as usize] = Place { before: list.last, behind: NIL, listed: true };
+        self.0[number as usize] = Place { before: list.last, behind: NIL };
         match list.last {
             NIL => list.first = number,
             last => self.0[last as usize].behind = number,
@@ -86,10 +87,10 @@ impl Places {
     #[inline]
     pub(super) fn remove(&mut self, list: &mut List, number: u32) {
         let place = &mut self.0[number as usize];
-        if !std::mem::replace(&mut place.listed, false) {
+        let (before, behind) = (std::mem::replace(&mut place.before, UNLISTED), place.behind);
+        if before == UNLISTED {
             return;
         }
-        let (before, behind) = (place.before, place.behind);
         match before {
             NIL => list.first = behind,
             before => self.0[before as usize].behind = behind,

@@ -113,8 +113,8 @@ struct Due {
     frame: Frame,
 }
 
-/// Control cells that may wait in all: [`CONTROL_CELLS`] for each link up to this many, and DESTROY for both sides of
-/// every circuit.
+/// Control cells that may wait in all: [`CONTROL_CELLS`] for each link up to this many, and a DESTROY for every circuit,
+/// as when a link that all of them use goes down.
 const CONTROL_STORE: usize = 1 << 14;
 
 /// The data plane of one worker.
@@ -124,7 +124,8 @@ pub struct Engine {
     links: Vec<Option<Link>>,
     sessions: Sessions,
     circuits: Vec<Option<Box<Circuit>>>,
-    names: HashMap<Side, (u32, Direction), foldhash::fast::RandomState>,
+    /// By the circuit's name on a link: the circuit side's number.
+    names: HashMap<Side, u32, foldhash::fast::RandomState>,
     /// Circuit sides in their links' turns.
     turns: Places,
     /// Circuit sides by link.
@@ -158,7 +159,7 @@ impl Engine {
             turns: Places::new(2 * circuits),
             sides: Places::new(2 * circuits),
             cells: Store::new(limits.waiting + 4 * links),
-            control: Store::new((CONTROL_CELLS * links).min(CONTROL_STORE) + 2 * circuits),
+            control: Store::new((CONTROL_CELLS * links).min(CONTROL_STORE) + circuits),
             wheel: Wheel::new(links),
             due: VecDeque::with_capacity(4 * links),
             sealed_bound: 0,

@@ -95,7 +95,7 @@ impl Engine {
             }
             return;
         }
-        match (command, self.names.get(&side).copied()) {
+        match (command, self.names.get(&side).map(|&turn| Self::side_of(turn))) {
             (Some(Command::Relay), Some((circuit, from))) => {
                 self.relay(circuit, from, header, frame, edge, now);
             }

@@ -38,9 +38,16 @@ impl<const WORDS: usize> ReplayWindow<WORDS> {
     /// Marks `number` as seen, once it is authenticated. False, and no change, where it is not new.
     #[inline]
     pub fn accept(&mut self, number: u64) -> bool {
-        if !self.is_new(number) {
-            return false;
+        let new = self.is_new(number);
+        if new {
+            self.mark(number);
         }
+        new
+    }
+
+    /// Marks `number` as seen, which [`Self::is_new`] has just found to be new.
+    #[inline]
+    pub fn mark(&mut self, number: u64) {
         if number > self.highest {
             let (from, to) = (self.highest / 64, number / 64);
             for word in from + 1..=to.min(from + WORDS as u64) {
@@ -49,7 +56,6 @@ impl<const WORDS: usize> ReplayWindow<WORDS> {
             self.highest = number;
         }
         self.words[Self::word(number)] |= Self::bit(number);
-        true
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "below the ring's size")]
