@@ -30,7 +30,7 @@ impl Engine {
                 self.answer(circuit, command, length, frame);
             }
             Command::AddOrigin { circuit, ahead, keys, seq, cover } => {
-                let mut origin = Origin::new(seq, cover);
+                let mut origin = Box::new(Origin::new(seq, cover));
                 origin.add_hop(*keys);
                 self.add_circuit(circuit, Circuit::new(None, Some(ahead), Role::Origin(origin)));
             }

@@ -326,7 +326,8 @@ impl Origin {
 #[derive(Debug)]
 pub(super) enum Role {
     Carried(Carried),
-    Origin(Origin),
+    /// Boxed: relays carry many circuits and begin none.
+    Origin(Box<Origin>),
 }
 
 /// One circuit.
