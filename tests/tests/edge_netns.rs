@@ -14,7 +14,7 @@ use rand_core::SeedableRng;
 use relay_user::edge::ip::{CLIENT_V4, CLIENT_V6, Inner};
 use relay_user::edge::pool::PoolNetworks;
 use relay_user::edge::routes::{GuardedRoutes, RouteError};
-use relay_user::edge::{BlockKind, ClientEdge, EdgeDrop, ExitEdge, Packer};
+use relay_user::edge::{BlockKind, ClientEdge, EdgeDrop, ExitEdge, Offload, Packer};
 use rtnetlink::{Handle, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 const EXIT_V4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
@@ -215,7 +215,7 @@ fn packets_of_circuits_reach_the_world_and_answers_come_back() {
         let networks =
             PoolNetworks::new((Ipv4Addr::new(100, 96, 0, 0), 16), ("fd6e:7765::".parse().unwrap(), 64))
                 .unwrap();
-        let mut edge = ExitEdge::open("ew-exit", "out0", networks, 8).unwrap();
+        let mut edge = ExitEdge::open("ew-exit", "out0", networks, 8, Offload::Auto).unwrap();
         assert_eq!(switches(), ["1\n", "1\n"]);
         assert!(nft_tables().contains("table inet evenwire_ew_2dexit"));
         let mut rng = ChaCha8Rng::seed_from_u64(11);
@@ -231,6 +231,7 @@ fn packets_of_circuits_reach_the_world_and_answers_come_back() {
             for circuit in [3, 5] {
                 let payload = [u8::try_from(circuit).unwrap(); 333];
                 edge.deliver(circuit, kind, &udp(client, server, ECHO_PORT, &payload));
+                edge.flush();
                 let mut buffer = [0; 2048];
                 let (length, source) = socket.recv_from(&mut buffer).unwrap();
                 assert_eq!((&buffer[..length], source.ip()), (&payload[..], outside));
@@ -249,6 +250,7 @@ fn packets_of_circuits_reach_the_world_and_answers_come_back() {
         let client = IpAddr::from(CLIENT_V4);
         let refused = udp(client, SERVICE_V4.into(), CLOSED_PORT, &[1; 64]);
         edge.deliver(5, BlockKind::Ipv4, &refused);
+        edge.flush();
         let (to, _, error) = read(&mut edge);
         assert_eq!((to, error[20], error[21]), (5, 3, 3));
         assert_sound(&error, ICMP);
@@ -256,6 +258,7 @@ fn packets_of_circuits_reach_the_world_and_answers_come_back() {
 
         let echo = packet(client, SERVICE_V4.into(), ICMP, &[8, 0, 0, 0, 0, 9, 0, 1, 42, 42]);
         edge.deliver(3, BlockKind::Ipv4, &echo);
+        edge.flush();
         let (to, _, answer) = read(&mut edge);
         assert_eq!((to, &answer[20..22], &answer[24..]), (3, &[0, 0][..], &[0, 9, 0, 1, 42, 42][..]));
         assert_sound(&answer, ICMP);
@@ -264,8 +267,10 @@ fn packets_of_circuits_reach_the_world_and_answers_come_back() {
         let own = UdpSocket::bind((EXIT_V4, ECHO_PORT)).unwrap();
         own.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
         edge.deliver(3, BlockKind::Ipv4, &udp(client, EXIT_V4.into(), ECHO_PORT, &[1]));
+        edge.flush();
         assert!(own.recv_from(&mut [0; 64]).is_err());
         edge.deliver(3, BlockKind::Ipv4, &udp(client, Ipv4Addr::new(100, 96, 0, 1).into(), ECHO_PORT, &[1]));
+        edge.flush();
         assert_eq!(edge.drops().get(EdgeDrop::DestinationPool), 1);
         assert_eq!(edge.drops().get(EdgeDrop::Source), 0);
 
@@ -282,7 +287,9 @@ fn an_exit_that_cannot_open_leaves_nothing() {
         let networks =
             PoolNetworks::new((Ipv4Addr::new(100, 96, 0, 0), 16), ("fd6e:7765::".parse().unwrap(), 64))
                 .unwrap();
-        let error = ExitEdge::open("ew-exit", "nowhere0", networks, 8).err().map(|error| error.to_string());
+        let error = ExitEdge::open("ew-exit", "nowhere0", networks, 8, Offload::Auto)
+            .err()
+            .map(|error| error.to_string());
         assert!(error.is_some_and(|text| text.contains("nowhere0")));
         assert_eq!(nft_tables(), "");
         assert!(nix::net::if_::if_nametoindex("ew-exit").is_err());
@@ -319,7 +326,7 @@ fn the_client_sends_into_the_tunnel_or_nowhere() {
         };
 
         for stale_guard in [false, true] {
-            let mut edge = ClientEdge::open("ew0").unwrap();
+            let mut edge = ClientEdge::open("ew0", Offload::Auto).unwrap();
             let routes = runtime.block_on(GuardedRoutes::install(edge.tun().index(), &prefixes)).unwrap();
             let mut packer = Packer::new(1 << 16);
             for target in targets {
@@ -343,7 +350,7 @@ fn the_client_sends_into_the_tunnel_or_nowhere() {
         }
 
         // Somebody else's route is named, and kept.
-        let edge = ClientEdge::open("ew0").unwrap();
+        let edge = ClientEdge::open("ew0", Offload::Auto).unwrap();
         let index = nix::net::if_::if_nametoindex("out0").unwrap();
         with_netlink(async |handle| {
             let other = RouteMessageBuilder::<Ipv4Addr>::new()
