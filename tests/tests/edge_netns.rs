@@ -1,6 +1,9 @@
 //! Both edges on real TUN devices, routes and NAT, in network namespaces without names: they vanish with their threads
 //! and descriptors, also when a test fails.
 
+#[path = "edge_netns/offload.rs"]
+mod offload;
+
 use std::fs::{self, File};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -70,9 +73,8 @@ fn configure(name: &str, addresses: &[(IpAddr, u8)]) {
     });
 }
 
-/// A namespace joined to the calling thread's by a veth pair `out0` - `out0`; UDP to [`ECHO_PORT`] is received by the
-/// returned sockets, IPv4 first.
-fn service() -> [UdpSocket; 2] {
+/// A namespace joined to the calling thread's by a veth pair `out0` - `out0`.
+fn world() -> File {
     let namespace = thread::spawn(|| {
         unshare(CloneFlags::CLONE_NEWNET).unwrap();
         File::open("/proc/thread-self/ns/net").unwrap()
@@ -86,18 +88,32 @@ fn service() -> [UdpSocket; 2] {
         handle.link().set(moved).execute().await.unwrap();
     });
     configure("out0", &[(EXIT_V4.into(), 24), (EXIT_V6.into(), 64)]);
-    let sockets = thread::spawn(move || {
-        setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();
+    inside(&namespace, || {
         configure("out0", &[(SERVICE_V4.into(), 24), (SERVICE_V6.into(), 64)]);
+        bind_when_usable((SERVICE_V6, 0).into());
+    });
+    bind_when_usable((EXIT_V6, 0).into());
+    namespace
+}
+
+/// Runs `body` in `namespace`, on a thread of its own.
+fn inside<T: Send>(namespace: &File, body: impl FnOnce() -> T + Send) -> T {
+    let run = || {
+        setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();
+        body()
+    };
+    thread::scope(|scope| scope.spawn(run).join().unwrap())
+}
+
+/// The sockets in `namespace` that receive UDP to [`ECHO_PORT`], IPv4 first.
+fn service(namespace: &File) -> [UdpSocket; 2] {
+    inside(namespace, || {
         [IpAddr::from(SERVICE_V4), SERVICE_V6.into()].map(|address| {
-            let socket = bind_when_usable((address, ECHO_PORT).into());
+            let socket = UdpSocket::bind((address, ECHO_PORT)).unwrap();
             socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
             socket
         })
-    });
-    let sockets = sockets.join().unwrap();
-    bind_when_usable((EXIT_V6, 0).into());
-    sockets
+    })
 }
 
 /// The kernel makes an IPv6 address usable a moment after it was added and the link has a carrier.
@@ -205,7 +221,7 @@ fn switches() -> Vec<String> {
 #[test]
 fn packets_of_circuits_reach_the_world_and_answers_come_back() {
     in_own_namespace("packets_of_circuits_reach_the_world_and_answers_come_back", || {
-        let service = service();
+        let service = service(&world());
         let before = switches();
         // A table that a killed run would leave is no obstacle.
         let stale =
@@ -299,7 +315,7 @@ fn an_exit_that_cannot_open_leaves_nothing() {
 #[test]
 fn the_client_sends_into_the_tunnel_or_nowhere() {
     in_own_namespace("the_client_sends_into_the_tunnel_or_nowhere", || {
-        let _world = service();
+        let _world = world();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let prefixes = [(Ipv4Addr::new(203, 0, 113, 0).into(), 24), ("2001:db8:2::".parse().unwrap(), 64)];
         let targets: [SocketAddr; 2] = [
