@@ -191,7 +191,7 @@ fn udp(from: IpAddr, to: IpAddr, port: u16, payload: &[u8]) -> Vec<u8> {
 /// Waits, within bounds, for a packet to a circuit.
 fn read(edge: &mut ExitEdge) -> (u32, BlockKind, Vec<u8>) {
     for _ in 0..1000 {
-        if let Some((circuit, kind, packet)) = edge.read() {
+        if let Some((circuit, kind, packet)) = edge.read(&mut 32) {
             return (circuit, kind, packet.to_vec());
         }
         thread::sleep(Duration::from_millis(5));

@@ -158,13 +158,15 @@ fn join(edges: &mut Edges, done: &AtomicBool) -> [Passed; PLACES.len()] {
             });
         }
         let answers = timed(&mut cpu[2], || {
-            for at in 0..TURN {
-                let Some((_, kind, packet)) = exit.read() else { return at };
+            let mut budget = TURN;
+            let mut moved = 0;
+            while let Some((_, kind, packet)) = exit.read(&mut budget) {
+                moved += 1;
                 if down.packer.push(kind, packet, 0).is_err() {
                     exit.refused();
                 }
             }
-            TURN
+            moved
         });
         let waiting = down.carry();
         if !waiting.ends.is_empty() {

@@ -14,9 +14,6 @@ use super::pool::{Lease, Pool, PoolNetworks, PoolShare};
 use super::rewrite::{Side, clamp_mss, rewrite};
 use super::tun::{Offload, Tun, TunError};
 
-/// Packets that one [`ExitEdge::read`] passes over, at most, before it gives the turn back.
-const READ_ATTEMPTS: usize = 32;
-
 /// Why an exit's edge could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum ExitError {
@@ -253,9 +250,11 @@ impl ExitEdge {
     }
 
     /// The next packet for a circuit, if one waits: whose, of what kind, and its bytes. Packets for nobody are counted
-    /// and passed over, those for another worker's circuits handed over to it.
-    pub fn read(&mut self) -> Option<(u32, BlockKind, &[u8])> {
-        for _ in 0..READ_ATTEMPTS {
+    /// and passed over, those for another worker's circuits handed over to it. Each packet looked at, passed over or not,
+    /// is taken off `budget`; there is none when that is used up.
+    pub fn read(&mut self, budget: &mut usize) -> Option<(u32, BlockKind, &[u8])> {
+        while *budget > 0 {
+            *budget -= 1;
             let origin = self.next_packet()?;
             let packet = match origin {
                 Origin::Tun => self.tun.packet(),

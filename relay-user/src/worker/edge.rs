@@ -79,8 +79,8 @@ impl NodeEdge {
             }
             Self::Exit(side) => {
                 side.tun.flush();
-                for _ in 0..max {
-                    let Some((circuit, kind, packet)) = side.tun.read() else { break };
+                let mut budget = max;
+                while let Some((circuit, kind, packet)) = side.tun.read(&mut budget) {
                     let buffers = side.circuits.get_mut(circuit as usize).and_then(Option::as_mut);
                     let pushed = buffers.map(|buffers| buffers.packer.push(kind, packet, now.0).is_ok());
                     match pushed {

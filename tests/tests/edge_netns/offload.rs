@@ -52,8 +52,8 @@ fn join(client: &mut ClientEdge, exit: &mut ExitEdge, done: &AtomicBool) {
         let mut moved = client.pump(&mut up.packer, 0, 32);
         up.carry(&mut |kind, packet| exit.deliver(CIRCUIT, kind, packet));
         exit.flush();
-        for _ in 0..32 {
-            let Some((circuit, kind, packet)) = exit.read() else { break };
+        let mut budget = 32;
+        while let Some((circuit, kind, packet)) = exit.read(&mut budget) {
             assert_eq!(circuit, CIRCUIT);
             down.packer.push(kind, packet, 0).unwrap();
             moved += 1;
@@ -204,7 +204,8 @@ fn read_all(edges: &mut [ExitEdge]) -> Vec<[usize; 2]> {
     let mut last = Instant::now();
     while last.elapsed() < Duration::from_millis(300) {
         for (edge, got) in edges.iter_mut().zip(&mut got) {
-            while let Some((circuit, _, packet)) = edge.read() {
+            let mut budget = 64;
+            while let Some((circuit, _, packet)) = edge.read(&mut budget) {
                 assert_eq!(Inner::parse(packet).unwrap().destination, IpAddr::from(CLIENT_V4));
                 assert_sound(packet, UDP);
                 got[circuit as usize] += 1;
@@ -264,7 +265,14 @@ fn packets_at_the_wrong_queue_are_handed_to_the_worker_that_has_their_circuit() 
                     offered += 1;
                 }
             }
-            while edges[0].read().is_some() {}
+            // Those that are handed over use the budget up too.
+            loop {
+                let mut budget = 32;
+                while edges[0].read(&mut budget).is_some() {}
+                if budget > 0 {
+                    break;
+                }
+            }
         }
         let passed = edges[0].crossed().given - given;
         let refused = edges[0].drops().get(EdgeDrop::HandoverFull);

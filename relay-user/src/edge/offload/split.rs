@@ -132,7 +132,14 @@ impl Plan {
             usize::from(*packet.get(transport + TCP_FLAGS - 1)? >> 4) * 4
         };
         let headers_len = transport + transport_len;
-        let sound = transport >= if is_v4 { V4_HEADER_LEN } else { V6_HEADER_LEN }
+        // A piece whose end was cut off must not become packets that look whole.
+        let said = if is_v4 {
+            usize::from(u16_at(packet, 2)?)
+        } else {
+            V6_HEADER_LEN + usize::from(u16_at(packet, 4)?)
+        };
+        let sound = said == packet.len()
+            && transport >= if is_v4 { V4_HEADER_LEN } else { V6_HEADER_LEN }
             && (protocol == UDP || transport_len >= TCP_HEADER_LEN)
             && headers_len <= MAX_HEADERS
             && headers_len < packet.len()

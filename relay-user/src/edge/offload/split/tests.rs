@@ -112,6 +112,8 @@ fn what_cannot_be_cut_is_handed_on_whole() {
     let mut bad = good.clone();
     bad[4..6].fill(0);
     assert_eq!(split(&mut splitter, &bad), [&bad[HEADER_LEN..]]);
+    let cut_off = &good[..good.len() - 1];
+    assert_eq!(split(&mut splitter, cut_off), [&cut_off[HEADER_LEN..]]);
     for length in 0..HEADER_LEN + 60 {
         let short = &good[..length];
         let got = split(&mut splitter, short);
