@@ -205,8 +205,9 @@ fn read_all(edges: &mut [ExitEdge]) -> Vec<[usize; 2]> {
     while last.elapsed() < Duration::from_millis(300) {
         for (edge, got) in edges.iter_mut().zip(&mut got) {
             let mut budget = 64;
-            while let Some((circuit, _, packet)) = edge.read(&mut budget) {
-                assert_eq!(Inner::parse(packet).unwrap().destination, IpAddr::from(CLIENT_V4));
+            while let Some((circuit, kind, packet)) = edge.read(&mut budget) {
+                let client = if kind == BlockKind::Ipv4 { CLIENT_V4.into() } else { IpAddr::from(CLIENT_V6) };
+                assert_eq!(Inner::parse(packet).unwrap().destination, client);
                 assert_sound(packet, UDP);
                 got[circuit as usize] += 1;
                 last = Instant::now();
@@ -245,13 +246,16 @@ fn packets_at_the_wrong_queue_are_handed_to_the_worker_that_has_their_circuit() 
         // Nothing was ever written for these flows, so the kernel spreads them by their hash.
         let sockets: Vec<_> = (0..16).map(|_| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap()).collect();
         for socket in &sockets {
+            let six = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).unwrap();
             for host in 3..7 {
                 socket.send_to(&[9; 200], (Ipv4Addr::new(100, 96, 0, host), 4000)).unwrap();
+                let address = Ipv6Addr::new(0xfd6e, 0x7765, 0, 0, 0, 0, 0, host.into());
+                six.send_to(&[9; 201], (address, 4000)).unwrap();
             }
         }
-        assert_eq!(read_all(&mut edges), [[16; 2]; 2]);
+        assert_eq!(read_all(&mut edges), [[32; 2]; 2]);
         let crossed = |edges: &[ExitEdge], at: usize| (edges[at].crossed().given, edges[at].crossed().taken);
-        assert!(edges.iter().all(|edge| edge.crossed().given > 0), "64 flows all went to the right queue");
+        assert!(edges.iter().all(|edge| edge.crossed().given > 0), "128 flows all went to the right queue");
         assert_eq!(crossed(&edges, 0).0, crossed(&edges, 1).1);
         assert_eq!(crossed(&edges, 1).0, crossed(&edges, 0).1);
 
