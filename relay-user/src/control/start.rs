@@ -15,7 +15,7 @@ use crate::config::{
 use crate::crypto::StaticKey;
 use crate::edge::pool::PoolNetworks;
 use crate::edge::routes::GuardedRoutes;
-use crate::edge::{ClientEdge, ExitEdge};
+use crate::edge::{ClientEdge, ExitEdge, Offload};
 use crate::engine::schedule::Law;
 use crate::engine::{Engine, Limits};
 use crate::port::{AfXdpPort, ControlDatagram, Port, PortMode, UdpPort};
@@ -68,7 +68,8 @@ async fn relay(config: RelayConfig, key: StaticKey, network: NetworkDocument, me
     let edge = match &config.exit {
         Some(exit) => {
             let networks = pool_networks(exit.pool4, exit.pool6)?;
-            let tun = ExitEdge::open(&exit.tun, &exit.outside, networks, limits.circuits as usize)?;
+            let circuits = limits.circuits as usize;
+            let tun = ExitEdge::open(&exit.tun, &exit.outside, networks, circuits, Offload::Auto)?;
             NodeEdge::exit(tun, limits.circuits, ChaCha20Rng::from_rng(&mut rng))
         }
         None => NodeEdge::None,
@@ -118,7 +119,7 @@ async fn client(config: ClientConfig, network: NetworkDocument) -> Result<()> {
     }];
     let listen = config.datapath.listen.unwrap_or_else(|| SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0));
     let mut datapath = open_datapath(&config.datapath, listen).await?;
-    let tun = ClientEdge::open(&config.tun.name)?;
+    let tun = ClientEdge::open(&config.tun.name, Offload::Auto)?;
     let prefixes: Vec<(IpAddr, u8)> =
         config.tun.routes.iter().map(|route| (route.address(), route.prefix_len())).collect();
     let routes = GuardedRoutes::install(tun.tun().index(), &prefixes).await?;
