@@ -19,7 +19,7 @@ pub(super) struct Arguments {
     #[arg(long)]
     probe: bool,
     /// Set queues, hashing, ntuple rules and hardware rings up for the workers of the file, then report.
-    #[arg(long, requires = "config")]
+    #[arg(long, conflicts_with = "interface")]
     apply: bool,
     #[command(flatten)]
     target: Target,

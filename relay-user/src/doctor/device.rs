@@ -152,7 +152,13 @@ fn judge_xdp(interface: &Interface, plan: &Plan, part: &str, report: &mut Report
     } else {
         let verdict = if plan.mode == DatapathMode::Native { Verdict::Problem } else { Verdict::Warn };
         let what = "the driver has none: each cell takes a socket buffer in the generic hook";
-        report.add(part, "native XDP", verdict, what, ["use an interface whose driver has native XDP"]);
+        // drivers/net/veth.c, veth_xdp_set and veth_set_xdp_features.
+        let fix = if interface.is_veth() {
+            "ethtool -L at its other end: fewer transmit queues than this one has receive queues, or as many"
+        } else {
+            "use an interface whose driver has native XDP"
+        };
+        report.add(part, "native XDP", verdict, what, [fix]);
     }
     if features.zero_copy {
         let segments = features.zero_copy_segments.unwrap_or(1);
