@@ -41,9 +41,40 @@ fn parse_choice(choices: &str) -> Option<String> {
     rest.split_once(']').map(|(choice, _)| choice.to_owned())
 }
 
+/// Bytes of the mapping with `address` in it that are in transparent huge pages. `None` where the kernel does not tell.
+pub(crate) fn transparent_bytes(address: usize) -> Option<u64> {
+    parse_transparent(&text("/proc/self/smaps")?, address)
+}
+
+/// The same, from the text of `/proc/PID/smaps`.
+fn parse_transparent(maps: &str, address: usize) -> Option<u64> {
+    let mut inside = false;
+    for line in maps.lines() {
+        let first = line.split(' ').next()?;
+        if let Some((start, end)) = first.split_once('-') {
+            let number = |digits| usize::from_str_radix(digits, 16);
+            if let (Ok(start), Ok(end)) = (number(start), number(end)) {
+                inside = (start..end).contains(&address);
+            }
+        } else if inside && let Some(rest) = line.strip_prefix("AnonHugePages:") {
+            return rest.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kib| kib << 10);
+        }
+    }
+    None
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn transparent_pages_are_counted_by_mapping() {
+        let maps = "7f0000000000-7f0000800000 rw-p 00000000 00:00 0 \nRss: 8192 kB\nAnonHugePages:      4096 kB\n\
+            7f0000800000-7f0000801000 rw-p 00000000 00:00 0 [heap-x]\nAnonHugePages:         0 kB\n";
+        assert_eq!(parse_transparent(maps, 0x7f00_0000_1000), Some(4 << 20));
+        assert_eq!(parse_transparent(maps, 0x7f00_0080_0000), Some(0));
+        assert_eq!(parse_transparent(maps, 0x1000), None);
+    }
 
     #[test]
     fn the_chosen_word_is_in_brackets() {
