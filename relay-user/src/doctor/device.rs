@@ -1,13 +1,14 @@
 //! The interface and its driver.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use relay_common::wire::CELL_LEN;
 
 use super::plan::Plan;
 use super::queues::complaint;
 use super::report::{Report, Verdict};
-use crate::config::{BindMode, DatapathMode};
+use crate::config::{BindMode, BusyPoll, DatapathMode, PollMode};
 use crate::host::ethtool::{
     Channels, Feature, PortRule, Range, parse_channels, parse_driver, parse_features, parse_indirection,
     parse_rings, parse_rules, run,
@@ -15,6 +16,7 @@ use crate::host::ethtool::{
 use crate::host::interrupts::{self, QueueInterrupt};
 use crate::host::link::{Device, Link};
 use crate::host::netdev::{XdpFeatures, xdp_features};
+use crate::host::text;
 use crate::xsk::Arena;
 
 /// Bytes of IP and UDP header in front of a cell.
@@ -24,6 +26,9 @@ const HEADERS_V6: usize = 40 + 8;
 const XDP_HEADROOM: usize = 256;
 /// Bytes of an Ethernet header with two VLAN tags.
 const ETHERNET: usize = 14 + 8;
+
+/// Nanoseconds that interrupts stay away for: the engine's lead, within which it does not feel one.
+const FLUSH_NANOS: u32 = 200_000;
 
 /// Everything that is known of an interface.
 #[derive(Debug)]
@@ -39,6 +44,8 @@ pub(super) struct Interface {
     pub(super) indirection: BTreeSet<u32>,
     pub(super) interrupts: Vec<QueueInterrupt>,
     xdp: Result<XdpFeatures, String>,
+    /// `napi_defer_hard_irqs` and `gro_flush_timeout`.
+    deferral: (Option<u32>, Option<u64>),
     /// Why `ethtool` could not be asked.
     ethtool: Option<String>,
 }
@@ -62,7 +69,13 @@ impl Interface {
         let indirection = ask("-x").map(|text| parse_indirection(&text)).unwrap_or_default();
         let device = Device::of(name, link.index);
         let place = if let Device::At(place) = &device { Some(place.as_path()) } else { None };
+        let seen = if device == Device::Hidden { None } else { Some(Path::new("/sys/class/net").join(name)) };
+        let setting = |file: &str| seen.as_ref().and_then(|place| text(place.join(file)));
         Self {
+            deferral: (
+                setting("napi_defer_hard_irqs").and_then(|value| value.parse().ok()),
+                setting("gro_flush_timeout").and_then(|value| value.parse().ok()),
+            ),
             interrupts: interrupts::of_interface(name, place),
             xdp: xdp_features(link.index).map_err(|error| error.to_string()),
             name: name.to_owned(),
@@ -162,7 +175,9 @@ fn judge_xdp(interface: &Interface, plan: &Plan, part: &str, report: &mut Report
     }
     if features.zero_copy {
         let segments = features.zero_copy_segments.unwrap_or(1);
-        report.ok(part, "zero-copy", format!("the driver has it, {segments} descriptors a packet"));
+        let plural = if segments == 1 { "" } else { "s" };
+        report.ok(part, "zero-copy", format!("the driver has it, {segments} descriptor{plural} a packet"));
+        judge_busy_poll(interface, plan, part, report);
     } else if plan.bind == BindMode::ZeroCopy {
         let fix = "set datapath.bind to \"auto\", or use an interface whose driver has zero-copy";
         report.add(
@@ -175,6 +190,35 @@ fn judge_xdp(interface: &Interface, plan: &Plan, part: &str, report: &mut Report
     } else {
         report.ok(part, "zero-copy", "the driver has none: the kernel copies each cell");
     }
+}
+
+/// With busy polling the driver's interrupts only hold workers up; the kernel keeps them off where both are set
+/// (Documentation/networking/napi.rst, IRQ mitigation).
+fn judge_busy_poll(interface: &Interface, plan: &Plan, part: &str, report: &mut Report) {
+    let name = "busy polling";
+    if plan.poll != PollMode::Busy || plan.busy_poll == BusyPoll::Off || plan.bind == BindMode::Copy {
+        return;
+    }
+    let (Some(defer), Some(flush)) = interface.deferral else {
+        let what = "whether interrupts stay away is not told here (/sys shows another network namespace)";
+        report.unknown(
+            part,
+            name,
+            what,
+            [format!("cat /sys/class/net/{}/napi_defer_hard_irqs", interface.name)],
+        );
+        return;
+    };
+    if defer > 0 && flush > 0 {
+        report.ok(part, name, format!("interrupts stay away for {flush} ns, {defer} times"));
+        return;
+    }
+    let place = format!("/sys/class/net/{}", interface.name);
+    let fix = [
+        format!("echo 2 > {place}/napi_defer_hard_irqs"),
+        format!("echo {FLUSH_NANOS} > {place}/gro_flush_timeout"),
+    ];
+    report.add(part, name, Verdict::Warn, "interrupts come between: their deferral is off", fix);
 }
 
 fn judge_mtu(interface: &Interface, plan: &Plan, part: &str, report: &mut Report) {
@@ -255,6 +299,7 @@ impl Interface {
             indirection: BTreeSet::new(),
             interrupts: Vec::new(),
             xdp: Err("not asked".to_owned()),
+            deferral: (None, None),
             ethtool: None,
         }
     }
@@ -303,6 +348,26 @@ mod tests {
         wire.xdp = Ok(XdpFeatures { native: true, redirect: true, zero_copy: true, ..features });
         assert_eq!(report(&wire, &plan).find("native XDP").verdict, Verdict::Ok);
         assert_eq!(report(&wire, &plan).find("zero-copy").verdict, Verdict::Ok);
+    }
+
+    #[test]
+    fn busy_polling_wants_interrupts_deferred() {
+        let mut plan = Plan::of_interface("wire0");
+        plan.poll = PollMode::Busy;
+        let mut wire = Interface::bare("wire0");
+        wire.xdp =
+            Ok(XdpFeatures { native: true, redirect: true, zero_copy: true, zero_copy_segments: Some(1) });
+        for (deferral, verdict) in [
+            ((None, None), Verdict::Unknown),
+            ((Some(0), Some(0)), Verdict::Warn),
+            ((Some(2), Some(0)), Verdict::Warn),
+            ((Some(2), Some(200_000)), Verdict::Ok),
+        ] {
+            wire.deferral = deferral;
+            assert_eq!(report(&wire, &plan).find("busy polling").verdict, verdict, "{deferral:?}");
+        }
+        plan.poll = PollMode::Adaptive;
+        assert!(!report(&wire, &plan).table().contains("busy polling"));
     }
 
     #[test]

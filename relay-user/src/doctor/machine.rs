@@ -7,7 +7,7 @@ use rustix::thread::CapabilitySet;
 
 use super::plan::Plan;
 use super::report::{Report, Verdict};
-use crate::config::PollMode;
+use crate::config::{HugePages as WantedPages, PollMode};
 use crate::host::memory::{self, HUGE_PAGE, HugePages};
 use crate::host::{kernel_version, number, text};
 use crate::steering::{effective_capabilities, missing_capabilities};
@@ -136,6 +136,10 @@ fn judge_clock(machine: &Machine, report: &mut Report) {
 
 fn judge_huge_pages(machine: &Machine, plan: &Plan, report: &mut Report) {
     let name = "huge pages";
+    if plan.huge_pages == WantedPages::Off {
+        report.ok(PART, name, "not wanted (datapath.huge_pages)");
+        return;
+    }
     let wanted = memory::pages_for(plan.frame_bytes());
     let Some(huge) = machine.huge else {
         report.unknown(PART, name, "this kernel has none of 2 MiB", ["grep -i huge /proc/meminfo"]);
@@ -149,7 +153,8 @@ fn judge_huge_pages(machine: &Machine, plan: &Plan, report: &mut Report) {
     let transparent = machine.transparent.as_deref().unwrap_or("not told");
     let what = format!("{what}; transparent ones: {transparent}");
     let total = huge.total + wanted - huge.free;
-    report.add(PART, name, Verdict::Warn, what, [format!("sysctl -w vm.nr_hugepages={total}")]);
+    let verdict = if plan.huge_pages == WantedPages::Require { Verdict::Problem } else { Verdict::Warn };
+    report.add(PART, name, verdict, what, [format!("sysctl -w vm.nr_hugepages={total}")]);
 }
 
 fn judge_limits(machine: &Machine, plan: &Plan, report: &mut Report) {
@@ -313,6 +318,21 @@ mod tests {
             let finding = report.find(name);
             assert_eq!(finding.verdict, verdict, "{name}");
             assert!(finding.remedy.concat().contains(remedy), "{finding:?}");
+        }
+    }
+
+    #[test]
+    fn huge_pages_are_a_problem_where_they_are_required() {
+        let mut machine = good();
+        machine.huge = Some(HugePages { total: 0, free: 0 });
+        for (wanted, verdict) in [
+            (WantedPages::Off, Verdict::Ok),
+            (WantedPages::Auto, Verdict::Warn),
+            (WantedPages::Require, Verdict::Problem),
+        ] {
+            let mut plan = on_wire();
+            plan.huge_pages = wanted;
+            assert_eq!(report(&machine, &plan).find("huge pages").verdict, verdict);
         }
     }
 

@@ -4,7 +4,9 @@ use std::net::SocketAddr;
 
 use serde::Serialize;
 
-use crate::config::{BindMode, Config, ConfigError, Datapath, DatapathMode, PollMode, Timestamp, Worker};
+use crate::config::{
+    BindMode, BusyPoll, Config, ConfigError, Datapath, DatapathMode, HugePages, PollMode, Timestamp, Worker,
+};
 
 /// Entries of each AF_XDP ring where no file says otherwise.
 const RING: u32 = 4096;
@@ -37,6 +39,10 @@ pub(crate) struct Plan {
     pub(crate) ring: u32,
     /// Frames of 2048 bytes.
     pub(crate) frames: u32,
+    /// What pages they shall be in.
+    pub(crate) huge_pages: HugePages,
+    /// Whether workers that spin run the driver's receive loop.
+    pub(crate) busy_poll: BusyPoll,
 }
 
 impl Plan {
@@ -51,6 +57,8 @@ impl Plan {
             bind: BindMode::Auto,
             ring: RING,
             frames: 4 * RING,
+            huge_pages: HugePages::Auto,
+            busy_poll: BusyPoll::Auto,
         }
     }
 
@@ -82,6 +90,8 @@ impl Plan {
             bind: datapath.bind,
             ring: datapath.ring,
             frames: datapath.frames,
+            huge_pages: datapath.huge_pages,
+            busy_poll: worker.busy_poll,
         }
     }
 

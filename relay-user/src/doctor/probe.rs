@@ -17,6 +17,16 @@ const RING: u32 = 64;
 /// Tries `interface` as `plan` would use it.
 pub(super) fn run(interface: &Interface, plan: &Plan, report: &mut Report) {
     let part = interface.part();
+    if interface.link.xdp.is_some() {
+        let what = "not tried: a program is attached";
+        report.unknown(
+            &part,
+            "probe: XDP",
+            what,
+            ["stop the relay (or the program's owner), and look again"],
+        );
+        return;
+    }
     let attach = match plan.mode {
         DatapathMode::Native => AttachMode::Native,
         DatapathMode::Generic => AttachMode::Generic,

@@ -53,11 +53,9 @@ impl Processor {
 
 /// Judges the processor of each worker, and watches all of them at once.
 pub(super) fn judge_all(plan: &Plan, interface: Option<&Interface>, report: &mut Report) {
-    let watched: Vec<Option<Gaps>> = std::thread::scope(|scope| {
-        let watching: Vec<_> =
-            plan.workers.iter().map(|worker| scope.spawn(|| gaps::watch(worker.cpu, WATCH))).collect();
-        watching.into_iter().map(|thread| thread.join().ok().flatten()).collect()
-    });
+    // A worker at work on the core would be held up, and would be taken for a gap.
+    let at_work = interface.is_some_and(|interface| interface.link.xdp.is_some());
+    let watched = if at_work { vec![None; plan.workers.len()] } else { watch(plan) };
     let device = interface.and_then(|interface| interface.device.node());
     for (index, (worker, gaps)) in plan.workers.iter().zip(watched).enumerate() {
         let place = worker.cpu.map_or_else(|| "not pinned".to_owned(), |cpu| format!("CPU {cpu}"));
@@ -70,8 +68,21 @@ pub(super) fn judge_all(plan: &Plan, interface: Option<&Interface>, report: &mut
         if let Some(interface) = interface {
             judge_interrupts(interface, plan, worker, processor.as_ref(), &part, report);
         }
-        judge_gaps(gaps, worker, &part, report);
+        if at_work {
+            let what = "not looked for under a relay at work";
+            report.unknown(&part, "gaps", what, ["stop the relay, and look again"]);
+        } else {
+            judge_gaps(gaps, worker, &part, report);
+        }
     }
+}
+
+fn watch(plan: &Plan) -> Vec<Option<Gaps>> {
+    std::thread::scope(|scope| {
+        let watching: Vec<_> =
+            plan.workers.iter().map(|worker| scope.spawn(|| gaps::watch(worker.cpu, WATCH))).collect();
+        watching.into_iter().map(|thread| thread.join().ok().flatten()).collect()
+    })
 }
 
 fn judge_unpinned(plan: &Plan, index: usize, device: Option<u32>, part: &str, report: &mut Report) {
