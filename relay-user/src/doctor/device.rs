@@ -27,7 +27,9 @@ const XDP_HEADROOM: usize = 256;
 /// Bytes of an Ethernet header with two VLAN tags.
 const ETHERNET: usize = 14 + 8;
 
-/// Nanoseconds that interrupts stay away for: the engine's lead, within which it does not feel one.
+/// For how many empty polls, and nanoseconds, interrupts stay away: the example of the series that brought busy polling
+/// to AF_XDP ("Introduce preferred busy-polling", netdev, 30 November 2020). Longer than a turn of the worker takes.
+const DEFER_POLLS: u32 = 2;
 const FLUSH_NANOS: u32 = 200_000;
 
 /// Everything that is known of an interface.
@@ -106,6 +108,13 @@ impl Interface {
             .map(|channels| channels.receiving())
             .filter(|count| *count > 0)
             .unwrap_or(self.link.rx_queues)
+    }
+
+    /// Whether the workers of `plan` would run the driver's receive loop themselves.
+    pub(super) fn is_polled(&self, plan: &Plan) -> bool {
+        let zero_copy = self.xdp.as_ref().is_ok_and(|features| features.zero_copy);
+        let wanted = plan.poll == PollMode::Busy && plan.busy_poll == BusyPoll::Auto;
+        zero_copy && wanted && plan.bind != BindMode::Copy
     }
 
     fn is_veth(&self) -> bool {
@@ -196,7 +205,7 @@ fn judge_xdp(interface: &Interface, plan: &Plan, part: &str, report: &mut Report
 /// (Documentation/networking/napi.rst, IRQ mitigation).
 fn judge_busy_poll(interface: &Interface, plan: &Plan, part: &str, report: &mut Report) {
     let name = "busy polling";
-    if plan.poll != PollMode::Busy || plan.busy_poll == BusyPoll::Off || plan.bind == BindMode::Copy {
+    if !interface.is_polled(plan) {
         return;
     }
     let (Some(defer), Some(flush)) = interface.deferral else {
@@ -215,7 +224,7 @@ fn judge_busy_poll(interface: &Interface, plan: &Plan, part: &str, report: &mut 
     }
     let place = format!("/sys/class/net/{}", interface.name);
     let fix = [
-        format!("echo 2 > {place}/napi_defer_hard_irqs"),
+        format!("echo {DEFER_POLLS} > {place}/napi_defer_hard_irqs"),
         format!("echo {FLUSH_NANOS} > {place}/gro_flush_timeout"),
     ];
     report.add(part, name, Verdict::Warn, "interrupts come between: their deferral is off", fix);
@@ -303,6 +312,12 @@ impl Interface {
             ethtool: None,
         }
     }
+
+    /// The same with a driver that does everything.
+    pub(super) fn able(name: &str) -> Self {
+        let xdp = XdpFeatures { native: true, redirect: true, zero_copy: true, zero_copy_segments: Some(1) };
+        Self { xdp: Ok(xdp), ..Self::bare(name) }
+    }
 }
 
 #[cfg(test)]
@@ -354,9 +369,7 @@ mod tests {
     fn busy_polling_wants_interrupts_deferred() {
         let mut plan = Plan::of_interface("wire0");
         plan.poll = PollMode::Busy;
-        let mut wire = Interface::bare("wire0");
-        wire.xdp =
-            Ok(XdpFeatures { native: true, redirect: true, zero_copy: true, zero_copy_segments: Some(1) });
+        let mut wire = Interface::able("wire0");
         for (deferral, verdict) in [
             ((None, None), Verdict::Unknown),
             ((Some(0), Some(0)), Verdict::Warn),

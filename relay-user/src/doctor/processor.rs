@@ -277,8 +277,9 @@ fn judge_interrupts(
     let other = processor.near.intersection(&processor.online).find(free);
     let own = interrupt.serving.contains(&processor.number);
     let far = interrupt.serving.is_disjoint(&processor.near);
-    // A worker that spins leaves its core to the driver only by losing time itself.
-    let verdict = if (own && plan.poll == PollMode::Busy) || far { Verdict::Warn } else { Verdict::Ok };
+    // A worker that spins leaves its core to the driver only by losing time itself, unless it runs the driver's loop.
+    let held_up = own && plan.poll == PollMode::Busy && !interface.is_polled(plan);
+    let verdict = if held_up || far { Verdict::Warn } else { Verdict::Ok };
     match other {
         Some(other) if verdict == Verdict::Warn => {
             let fix = format!("echo {other} > /proc/irq/{}/smp_affinity_list", interrupt.number);
@@ -380,13 +381,13 @@ mod tests {
 
     #[test]
     fn interrupts_stay_near_and_off_a_spinning_worker() {
-        let on = |cpu: usize| {
-            let mut wire = Interface::bare("wire0");
+        let on_device = |mut wire: Interface, cpu: usize| {
             let cpus = CpuSet::from([cpu]);
             wire.interrupts =
                 vec![QueueInterrupt { queue: 0, number: 77, allowed: cpus.clone(), serving: cpus }];
             wire
         };
+        let on = |cpu| on_device(Interface::bare("wire0"), cpu);
         let verdict = |wire: &Interface, poll| {
             let plan = plan(poll);
             let mut report = Report::new(&plan);
@@ -397,6 +398,12 @@ mod tests {
         assert_eq!(verdict(&on(2), PollMode::Adaptive).0, Verdict::Ok);
         let moved = "echo 0 > /proc/irq/77/smp_affinity_list".to_owned();
         assert_eq!(verdict(&on(2), PollMode::Busy), (Verdict::Warn, moved.clone()));
+        let polled = on_device(Interface::able("wire0"), 2);
+        assert_eq!(
+            verdict(&polled, PollMode::Busy).0,
+            Verdict::Ok,
+            "the worker runs the driver's loop itself"
+        );
         assert_eq!(verdict(&on(0), PollMode::Busy).0, Verdict::Ok);
         assert_eq!(verdict(&on(7), PollMode::Adaptive), (Verdict::Warn, moved));
         assert_eq!(verdict(&Interface::bare("wire0"), PollMode::Busy).0, Verdict::Ok);
