@@ -70,7 +70,7 @@ pub enum BindMode {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum HugePages {
-    /// Huge ones of 2 MiB if enough are free, else what the kernel makes by itself.
+    /// Huge ones of 2 MiB if enough are free, else what the kernel makes by itself; with UDP sockets, ordinary ones.
     Auto,
     /// Ordinary ones.
     Off,

@@ -215,7 +215,6 @@ async fn open_afxdp(config: &Datapath, local: SocketAddr, attach: AttachMode) ->
         .interface
         .as_deref()
         .context("datapath.interface: AF_XDP needs one; name it, or set datapath.mode = \"udp\"")?;
-    let arena = frames(config)?;
     let bind = match config.bind {
         BindMode::Auto => BindRequest::Auto,
         BindMode::Copy => BindRequest::Copy,
@@ -228,6 +227,8 @@ async fn open_afxdp(config: &Datapath, local: SocketAddr, attach: AttachMode) ->
         .await
         .with_context(|| format!("UDP port {}: is another relay running here?", local.port()))?;
     let neighbours = Neighbours::new(interface).await?;
+    // Behind what fails where there is no XDP: an arena is never freed.
+    let arena = frames(config, config.huge_pages)?;
     let request = SocketConfig { interface: interface.to_owned(), queue: 0, ring: config.ring, bind };
     let mut port = AfXdpPort::open(arena, &request, local.port(), None)?;
     port.steer(&mut steering)?;
@@ -244,8 +245,8 @@ async fn open_afxdp(config: &Datapath, local: SocketAddr, attach: AttachMode) ->
     })
 }
 
-fn frames(config: &Datapath) -> Result<&'static Arena> {
-    let wanted = match config.huge_pages {
+fn frames(config: &Datapath, pages: HugePages) -> Result<&'static Arena> {
+    let wanted = match pages {
         HugePages::Auto => xsk::HugePages::Auto,
         HugePages::Off => xsk::HugePages::Off,
         HugePages::Require => xsk::HugePages::Require,
@@ -256,7 +257,9 @@ fn frames(config: &Datapath) -> Result<&'static Arena> {
 }
 
 fn open_udp(config: &Datapath, local: SocketAddr) -> Result<OpenDatapath> {
-    let arena = frames(config)?;
+    // The kernel copies in any case, and a client touches few of its frames: they are made when they are touched.
+    let pages = if config.huge_pages == HugePages::Require { HugePages::Require } else { HugePages::Off };
+    let arena = frames(config, pages)?;
     let socket = std::net::UdpSocket::bind(local)
         .with_context(|| format!("UDP port {}: is another relay or client using it?", local.port()))?;
     let (handshakes, inbox) = crossbeam::channel::bounded::<ControlDatagram>(HANDSHAKES);

@@ -136,8 +136,9 @@ fn judge_clock(machine: &Machine, report: &mut Report) {
 
 fn judge_huge_pages(machine: &Machine, plan: &Plan, report: &mut Report) {
     let name = "huge pages";
-    if plan.huge_pages == WantedPages::Off {
-        report.ok(PART, name, "not wanted (datapath.huge_pages)");
+    let with_udp = plan.interface.is_none() && plan.huge_pages == WantedPages::Auto;
+    if plan.huge_pages == WantedPages::Off || with_udp {
+        report.ok(PART, name, "not wanted (datapath.huge_pages, or UDP sockets)");
         return;
     }
     let wanted = memory::pages_for(plan.frame_bytes());
