@@ -373,13 +373,14 @@ fn interface_index(interface: &str) -> Result<u32, SteeringError> {
     netdevice::name_to_index(&socket, interface).map_err(missing)
 }
 
-fn effective_capabilities() -> CapabilitySet {
+/// What this process may do now.
+pub(crate) fn effective_capabilities() -> CapabilitySet {
     rustix::thread::capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.effective)
 }
 
 /// What `held` lacks of what loading and attaching the XDP program takes (capabilities(7)). CAP_PERFMON is there for
 /// the verifier: without it, no program may move over a header whose length the packet states.
-fn missing_capabilities(held: CapabilitySet) -> Vec<&'static str> {
+pub(crate) fn missing_capabilities(held: CapabilitySet) -> Vec<&'static str> {
     if held.contains(CapabilitySet::SYS_ADMIN | CapabilitySet::NET_ADMIN) {
         return Vec::new();
     }

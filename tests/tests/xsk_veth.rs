@@ -11,7 +11,9 @@ use relay_tests::Netns;
 use relay_tests::privilege::root_or_skip;
 use relay_user::port::{AfXdpPort, BindMode, Peer, Port, PortCounters, Received, XdpMode};
 use relay_user::steering::{AttachMode, Steering};
-use relay_user::xsk::{Arena, BindRequest, Frame, FramePool, SocketConfig, SocketError, XskSocket};
+use relay_user::xsk::{
+    Arena, BindRequest, BusyPoll, Frame, FramePool, HugePages, SocketConfig, SocketError, XskSocket,
+};
 
 const UDP_PORT: u16 = 7443;
 const RING: u32 = 1024;
@@ -227,11 +229,15 @@ fn exchange(ends: &mut [End; 2], arena: &'static Arena, cells: u64) -> Result<[u
 fn cells_cross(label: &str, version: u8, mode: AttachMode, expected: XdpMode) -> Result<()> {
     const CELLS: u64 = 5000;
     let pair = Pair::new(label)?;
-    let arena = Arena::anonymous(8192)?;
+    let arena = Arena::in_pages(8192, HugePages::Auto)?;
+    println!("{label}: frames in {}", arena.pages().name());
     let mut ends = [End::open(&pair, 0, arena, version, mode)?, End::open(&pair, 1, arena, version, mode)?];
     for port in ends.iter().flat_map(|end| &end.ports) {
         assert_eq!(port.mode().xdp, Some(expected));
         assert_eq!(port.mode().bind, BindMode::Copy, "veth has no zero-copy");
+        let socket = port.mode().socket.context("an AF_XDP port has a socket")?;
+        assert!(socket.need_wakeup);
+        assert_eq!((socket.busy_poll, socket.pages), (BusyPoll::Off, arena.pages()));
     }
 
     let arrived = exchange(&mut ends, arena, CELLS)?;
@@ -332,7 +338,14 @@ fn a_port_sends_nothing_before_it_knows_where() -> Result<()> {
     let arena = Arena::anonymous(2048)?;
     pair.inside(0, || -> Result<()> {
         let mut port = AfXdpPort::open(arena, &config(0, BindRequest::Auto), UDP_PORT, None)?;
+        // Without zero-copy the driver's loop stays the kernel's, and a turn makes no call for it.
+        port.prefer_busy_poll();
         let mut pool = FramePool::new(arena, 8);
+        assert_eq!(port.receive(&mut pool, &mut Vec::with_capacity(4), 4), 0);
+        assert_eq!(
+            (port.mode().socket.map(|socket| socket.busy_poll), port.counters().kicks),
+            (Some(BusyPoll::Off), 0)
+        );
         let frame = pool.take().context("out of frames")?;
         let refused = port.transmit(LINK, frame).unwrap_err();
         port.set_peer(LINK, Some(Peer { macs: None, ..peer(0, 4) }));

@@ -1,6 +1,7 @@
 //! The command line of the `relay` binary.
 
 mod check;
+mod doctor;
 mod keygen;
 mod network;
 mod status;
@@ -37,6 +38,8 @@ enum Command {
     Network(network::Command),
     /// Check a relay's or a client's file, and what it refers to.
     CheckConfig(ConfigFile),
+    /// Say whether this machine is fit for a relay, and what to do about it.
+    Doctor(doctor::Arguments),
     /// Ask a running relay or client how it is.
     Status(status::Arguments),
 }
@@ -58,7 +61,8 @@ struct ConfigFile {
 /// corrected, 1 that something failed at run time.
 pub fn main() -> ExitCode {
     match run(Cli::parse().command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("relay: {error:#}");
             if is_mistake(&error) { ExitCode::from(MISTAKE) } else { ExitCode::FAILURE }
@@ -66,8 +70,10 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> anyhow::Result<()> {
+/// `false` where the command did its work and has something against the machine.
+fn run(command: Command) -> anyhow::Result<bool> {
     match command {
+        Command::Doctor(arguments) => return doctor::run(&arguments, now()),
         Command::Run(arguments) => {
             let config = RelayConfig::load(&arguments.config)?;
             log_to_stderr();
@@ -83,10 +89,11 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::CheckConfig(config) => check::run(&config.file, now()),
         Command::Status(arguments) => status::run(&arguments),
     }
+    .map(|()| true)
 }
 
 fn is_mistake(error: &anyhow::Error) -> bool {
-    error.is::<ConfigError>() || error.is::<KeyFileError>()
+    error.is::<ConfigError>() || error.is::<KeyFileError>() || doctor::is_mistake(error)
 }
 
 fn log_to_stderr() {

@@ -34,6 +34,8 @@ pub struct Datapath {
     pub frames: u32,
     /// Entries of each AF_XDP ring, a power of two from 64 to 32768.
     pub ring: u32,
+    /// What pages the frames are in.
+    pub huge_pages: HugePages,
     /// Where a client's UDP socket is bound; a relay binds the address of the network document.
     pub listen: Option<SocketAddr>,
 }
@@ -64,6 +66,28 @@ pub enum BindMode {
     ZeroCopy,
 }
 
+/// What pages the frames are in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HugePages {
+    /// Huge ones of 2 MiB if enough are free, else what the kernel makes by itself; with UDP sockets, ordinary ones.
+    Auto,
+    /// Ordinary ones.
+    Off,
+    /// Huge ones or the start fails.
+    Require,
+}
+
+/// Whether workers run the driver's receive loop themselves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BusyPoll {
+    /// Those that never sleep, on sockets in zero-copy.
+    Auto,
+    /// None.
+    Off,
+}
+
 /// The thread that moves the cells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Worker {
@@ -71,6 +95,8 @@ pub struct Worker {
     pub cpu: Option<usize>,
     /// How it waits.
     pub poll: PollMode,
+    /// Whether it runs the driver's receive loop.
+    pub busy_poll: BusyPoll,
 }
 
 /// How the worker waits for its next slot.
@@ -98,6 +124,7 @@ pub(super) struct RawDatapath {
     bind: Option<BindMode>,
     frames: Option<Spanned<i64>>,
     ring: Option<Spanned<i64>>,
+    huge_pages: Option<HugePages>,
     pub(super) listen: Option<Spanned<SocketAddr>>,
 }
 
@@ -106,6 +133,7 @@ pub(super) struct RawDatapath {
 pub(super) struct RawWorker {
     cpu: Option<Spanned<i64>>,
     poll: Option<PollMode>,
+    busy_poll: Option<BusyPoll>,
 }
 
 #[derive(Deserialize)]
@@ -145,17 +173,26 @@ impl RawDatapath {
         };
         let bind = self.bind.unwrap_or(BindMode::Auto);
         let listen = self.listen.as_ref().map(|address| *address.get_ref());
-        Ok(Datapath { interface: name, mode, bind, frames, ring, listen })
+        let huge_pages = self.huge_pages.unwrap_or(HugePages::Auto);
+        Ok(Datapath { interface: name, mode, bind, frames, ring, huge_pages, listen })
     }
 
     pub(super) fn unset() -> Self {
-        Self { interface: None, mode: None, bind: None, frames: None, ring: None, listen: None }
+        Self {
+            interface: None,
+            mode: None,
+            bind: None,
+            frames: None,
+            ring: None,
+            huge_pages: None,
+            listen: None,
+        }
     }
 }
 
 pub(super) fn worker(source: &Source, raw: Option<&RawWorker>) -> Result<Worker, ConfigError> {
     let Some(raw) = raw else {
-        return Ok(Worker { cpu: None, poll: PollMode::Adaptive });
+        return Ok(Worker { cpu: None, poll: PollMode::Adaptive, busy_poll: BusyPoll::Auto });
     };
     let cpu = raw.cpu.as_ref().map(|given| {
         usize::try_from(*given.get_ref()).ok().filter(|cpu| *cpu < MAX_CPUS).ok_or_else(|| {
@@ -163,7 +200,11 @@ pub(super) fn worker(source: &Source, raw: Option<&RawWorker>) -> Result<Worker,
             source.refuse(given, "worker.cpu", "is not a processor", remedy)
         })
     });
-    Ok(Worker { cpu: cpu.transpose()?, poll: raw.poll.unwrap_or(PollMode::Adaptive) })
+    Ok(Worker {
+        cpu: cpu.transpose()?,
+        poll: raw.poll.unwrap_or(PollMode::Adaptive),
+        busy_poll: raw.busy_poll.unwrap_or(BusyPoll::Auto),
+    })
 }
 
 pub(super) fn control(source: &Source, raw: &RawControl) -> Result<Control, ConfigError> {

@@ -11,7 +11,7 @@ mod source;
 mod timestamp;
 
 pub use client::{ClientConfig, Cover, Tun};
-pub use datapath::{BindMode, Control, Datapath, DatapathMode, PollMode, Worker};
+pub use datapath::{BindMode, BusyPoll, Control, Datapath, DatapathMode, HugePages, PollMode, Worker};
 pub use network::NetworkDocument;
 pub use prefix::{InvalidPrefix, Prefix};
 pub use relay::{Exit, RelayConfig};

@@ -182,9 +182,9 @@ impl RawExit {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::BindMode;
     use crate::config::network::tests::{NOW, body, operator as operator_key};
     use crate::config::network::{self};
+    use crate::config::{BindMode, BusyPoll, HugePages};
 
     fn text() -> String {
         format!(
@@ -219,6 +219,22 @@ pool6 = "fd6e:7765::/64"
 
     fn file() -> &'static Path {
         Path::new("/etc/evenwire/exit.toml")
+    }
+
+    #[test]
+    fn memory_and_polling_are_automatic_unless_named() {
+        let config = RelayConfig::parse(file(), &text()).unwrap();
+        assert_eq!((config.datapath.huge_pages, config.worker.busy_poll), (HugePages::Auto, BusyPoll::Auto));
+        let named = text()
+            .replace("ring = 4096", "ring = 4096\nhuge_pages = \"require\"")
+            .replace("poll = \"busy\"", "poll = \"busy\"\nbusy_poll = \"off\"");
+        let config = RelayConfig::parse(file(), &named).unwrap();
+        assert_eq!(
+            (config.datapath.huge_pages, config.worker.busy_poll),
+            (HugePages::Require, BusyPoll::Off)
+        );
+        let error = RelayConfig::parse(file(), &named.replace("\"require\"", "\"yes\"")).unwrap_err();
+        assert_eq!((error.key.as_deref(), error.line), (Some("huge_pages"), Some(12)), "{error}");
     }
 
     #[test]

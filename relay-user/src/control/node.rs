@@ -5,7 +5,7 @@ use super::builder::Builder;
 use super::circuits::Circuits;
 use super::links::Links;
 use super::path::{Neighbours, Path};
-use super::status::{LinkStatus, Status, StatusSocket, answer};
+use super::status::{LinkStatus, QueueStatus, Status, StatusSocket, answer};
 use crate::engine::{DropReason, Event};
 use crate::port::PortMode;
 use crate::steering::Steering;
@@ -273,6 +273,7 @@ impl Node {
             ready,
             xdp_mode: self.mode.xdp.map(|mode| mode.name()),
             bind_mode: self.mode.bind.name(),
+            queues: totals.mode.iter().filter_map(QueueStatus::of).collect(),
             redirected,
             kernel_path: self.kernel_path,
             missed_slots: totals.engine.missed_slots,

@@ -9,8 +9,8 @@ use super::path::{Neighbours, Path, Socket};
 use super::status::StatusSocket;
 use crate::config::network::{Class, Relay, RelayRole, Schedule};
 use crate::config::{
-    BindMode, ClientConfig, ConfigError, Cover, Datapath, DatapathMode, NetworkDocument, PollMode, Prefix,
-    RelayConfig, Timestamp,
+    BindMode, BusyPoll, ClientConfig, ConfigError, Cover, Datapath, DatapathMode, HugePages, NetworkDocument,
+    PollMode, Prefix, RelayConfig, Timestamp,
 };
 use crate::crypto::StaticKey;
 use crate::edge::pool::PoolNetworks;
@@ -21,7 +21,7 @@ use crate::engine::{Engine, Limits};
 use crate::port::{AfXdpPort, ControlDatagram, Port, PortMode, UdpPort};
 use crate::steering::{AttachMode, Steering};
 use crate::worker::{Clock, NodeEdge, Poll, Worker};
-use crate::xsk::{Arena, BindRequest, FramePool, SocketConfig};
+use crate::xsk::{self, Arena, BindRequest, FramePool, SocketConfig};
 use anyhow::{Context, Result, bail};
 use rand_chacha::ChaCha20Rng;
 use rand_core::SeedableRng;
@@ -183,7 +183,12 @@ impl OpenDatapath {
         };
         let port = self.port.take().context("a datapath starts once")?;
         match port {
-            AnyPort::AfXdp(port) => Worker::start(engine, *port, edge, pool, clock, poll, config.cpu),
+            AnyPort::AfXdp(mut port) => {
+                if poll == Poll::Busy && config.busy_poll == BusyPoll::Auto {
+                    port.prefer_busy_poll();
+                }
+                Worker::start(engine, *port, edge, pool, clock, poll, config.cpu)
+            }
             AnyPort::Udp(port) => Worker::start(engine, *port, edge, pool, clock, poll, config.cpu),
         }
         .context("the worker thread")
@@ -211,7 +216,6 @@ async fn open_afxdp(config: &Datapath, local: SocketAddr, attach: AttachMode) ->
         .interface
         .as_deref()
         .context("datapath.interface: AF_XDP needs one; name it, or set datapath.mode = \"udp\"")?;
-    let arena = Arena::anonymous(config.frames).context("memory for datapath.frames")?;
     let bind = match config.bind {
         BindMode::Auto => BindRequest::Auto,
         BindMode::Copy => BindRequest::Copy,
@@ -224,6 +228,8 @@ async fn open_afxdp(config: &Datapath, local: SocketAddr, attach: AttachMode) ->
         .await
         .with_context(|| format!("UDP port {}: is another relay running here?", local.port()))?;
     let neighbours = Neighbours::new(interface).await?;
+    // Behind what fails where there is no XDP: an arena is never freed.
+    let arena = frames(config, config.huge_pages)?;
     let request = SocketConfig { interface: interface.to_owned(), queue: 0, ring: config.ring, bind };
     let mut port = AfXdpPort::open(arena, &request, local.port(), None)?;
     port.steer(&mut steering)?;
@@ -240,8 +246,21 @@ async fn open_afxdp(config: &Datapath, local: SocketAddr, attach: AttachMode) ->
     })
 }
 
+fn frames(config: &Datapath, pages: HugePages) -> Result<&'static Arena> {
+    let wanted = match pages {
+        HugePages::Auto => xsk::HugePages::Auto,
+        HugePages::Off => xsk::HugePages::Off,
+        HugePages::Require => xsk::HugePages::Require,
+    };
+    let arena = Arena::in_pages(config.frames, wanted).context("memory for datapath.frames")?;
+    log::info!("{} frames are in {}", config.frames, arena.pages().name());
+    Ok(arena)
+}
+
 fn open_udp(config: &Datapath, local: SocketAddr) -> Result<OpenDatapath> {
-    let arena = Arena::anonymous(config.frames).context("memory for datapath.frames")?;
+    // The kernel copies in any case, and a client touches few of its frames: they are made when they are touched.
+    let pages = if config.huge_pages == HugePages::Require { HugePages::Require } else { HugePages::Off };
+    let arena = frames(config, pages)?;
     let socket = std::net::UdpSocket::bind(local)
         .with_context(|| format!("UDP port {}: is another relay or client using it?", local.port()))?;
     let (handshakes, inbox) = crossbeam::channel::bounded::<ControlDatagram>(HANDSHAKES);

@@ -1,5 +1,6 @@
 //! What the operator may see: totals, over a Unix socket. No address, no payload-against-cover, nothing by client.
 
+use crate::port::PortMode;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::io;
@@ -16,6 +17,7 @@ pub(super) struct Status {
     pub(super) ready: bool,
     pub(super) xdp_mode: Option<&'static str>,
     pub(super) bind_mode: &'static str,
+    pub(super) queues: Vec<QueueStatus>,
     pub(super) redirected: u64,
     pub(super) kernel_path: u64,
     pub(super) missed_slots: u64,
@@ -24,6 +26,32 @@ pub(super) struct Status {
     pub(super) drops: BTreeMap<String, u64>,
     pub(super) links: Vec<LinkStatus>,
     pub(super) circuits: u64,
+}
+
+/// One AF_XDP socket.
+#[derive(Debug, Serialize)]
+pub(super) struct QueueStatus {
+    queue: u32,
+    xdp: Option<&'static str>,
+    bind: &'static str,
+    need_wakeup: bool,
+    busy_poll: &'static str,
+    memory: &'static str,
+}
+
+impl QueueStatus {
+    /// What `mode` says of a socket; `None` where there is none.
+    pub(super) fn of(mode: &PortMode) -> Option<Self> {
+        let socket = mode.socket?;
+        Some(Self {
+            queue: socket.queue,
+            xdp: mode.xdp.map(|mode| mode.name()),
+            bind: mode.bind.name(),
+            need_wakeup: socket.need_wakeup,
+            busy_poll: socket.busy_poll.name(),
+            memory: socket.pages.name(),
+        })
+    }
 }
 
 /// One link to a relay of the network document.

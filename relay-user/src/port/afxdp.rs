@@ -11,7 +11,8 @@ use rustix::io::Errno;
 
 use super::headers::{HeaderTemplate, socket_address};
 use super::{
-    BindMode, Peer, PeerTable, Port, PortCounters, PortMode, Received, Refusal, TransmitError, XdpMode,
+    BindMode, Peer, PeerTable, Port, PortCounters, PortMode, Received, Refusal, SocketMode, TransmitError,
+    XdpMode,
 };
 use crate::steering::{Steering, SteeringError};
 use crate::xsk::{Arena, Frame, FramePool, SocketConfig, SocketError, XskSocket};
@@ -90,6 +91,16 @@ impl AfXdpPort {
         }
     }
 
+    /// Lets this port's worker run the driver's receive loop, where the socket is bound in zero-copy. For a worker that
+    /// never sleeps. Elsewhere, and where the kernel refuses, everything stays as it was, and the log says so.
+    pub fn prefer_busy_poll(&mut self) {
+        if self.socket.is_zero_copy()
+            && let Err(error) = self.socket.prefer_busy_poll()
+        {
+            log::warn!("queue {}: interrupts instead of busy polling: {error}", self.queue);
+        }
+    }
+
     fn top_up(&mut self, mut take: impl FnMut() -> Option<Frame>) {
         if self.socket.frames_to_receive() >= self.fill_level {
             return;
@@ -125,6 +136,9 @@ impl Port for AfXdpPort {
             count += 1;
         }
         self.socket.release_received();
+        if count == 0 {
+            self.counters.kicks += u64::from(self.socket.poll_device());
+        }
         self.counters.rx += count as u64;
         self.top_up(|| pool.take());
         count
@@ -176,6 +190,13 @@ impl Port for AfXdpPort {
 
     fn mode(&self) -> PortMode {
         let bind = if self.socket.is_zero_copy() { BindMode::ZeroCopy } else { BindMode::Copy };
-        PortMode { xdp: self.xdp, bind }
+        let socket = SocketMode {
+            queue: self.queue,
+            // `bind_patiently` always asks for it, and a socket that shares a UMEM has it from the first.
+            need_wakeup: true,
+            busy_poll: self.socket.busy_poll(),
+            pages: self.socket.pages(),
+        };
+        PortMode { xdp: self.xdp, bind, socket: Some(socket) }
     }
 }

@@ -92,7 +92,7 @@ impl Port for MemoryPort {
     }
 
     fn mode(&self) -> PortMode {
-        PortMode { xdp: None, bind: BindMode::Memory }
+        PortMode { xdp: None, bind: BindMode::Memory, socket: None }
     }
 }
 

@@ -10,7 +10,7 @@ pub mod udp;
 
 use std::net::SocketAddr;
 
-use crate::xsk::{Frame, FramePool};
+use crate::xsk::{BusyPoll, Frame, FramePool, Pages};
 
 pub use crate::steering::XdpMode;
 pub use afxdp::AfXdpPort;
@@ -71,6 +71,21 @@ pub struct PortMode {
     pub xdp: Option<XdpMode>,
     /// How the port is bound.
     pub bind: BindMode,
+    /// What else is true of an AF_XDP socket; `None` of another port.
+    pub socket: Option<SocketMode>,
+}
+
+/// What an AF_XDP socket turned out to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SocketMode {
+    /// The receive queue that it is bound to.
+    pub queue: u32,
+    /// Whether the kernel says when it has to be woken, so that it is not called in vain.
+    pub need_wakeup: bool,
+    /// Whether the worker runs the driver's receive loop.
+    pub busy_poll: BusyPoll,
+    /// What the frames are in.
+    pub pages: Pages,
 }
 
 /// Totals of a port since it was opened, in datagrams unless said otherwise.

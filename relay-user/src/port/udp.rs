@@ -248,7 +248,7 @@ impl Port for UdpPort {
     }
 
     fn mode(&self) -> PortMode {
-        PortMode { xdp: None, bind: BindMode::Udp }
+        PortMode { xdp: None, bind: BindMode::Udp, socket: None }
     }
 }
 

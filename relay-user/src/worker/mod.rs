@@ -305,6 +305,7 @@ impl<P: Port> Turning<P> {
         self.snapshot.publish(&Totals {
             engine: *self.engine.counters(),
             port: self.port.counters(),
+            mode: Some(self.port.mode()),
             circuits: self.engine.circuit_count() as u64,
             edge: self.edge.drops(),
             last_delivery: self.edge.last_delivery(),

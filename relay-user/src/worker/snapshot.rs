@@ -2,7 +2,7 @@
 
 use crate::engine::Counters;
 use crate::engine::time::Nanos;
-use crate::port::PortCounters;
+use crate::port::{PortCounters, PortMode};
 use std::sync::Mutex;
 
 /// A worker's totals since start; none of them tells payload from cover or one peer from another.
@@ -12,6 +12,8 @@ pub struct Totals {
     pub engine: Counters,
     /// The port's.
     pub port: PortCounters,
+    /// How the port is attached and bound; `None` before the worker first told.
+    pub mode: Option<PortMode>,
     /// Circuits known now.
     pub circuits: u64,
     /// The edge's drops by reason.

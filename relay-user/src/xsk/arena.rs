@@ -1,6 +1,5 @@
 //! Frame memory and the tokens that own parts of it.
 
-use std::alloc::Layout;
 use std::fmt;
 use std::io;
 use std::ptr::NonNull;
@@ -8,11 +7,10 @@ use std::ptr::NonNull;
 use crossbeam::queue::ArrayQueue;
 use relay_common::wire::CELL_LEN;
 
+use super::pages::{HugePages, Pages, map};
+
 /// Chunks that an arena may have at most: 2 GiB of frame memory.
 const MAX_FRAMES: u32 = 1 << 20;
-
-/// Alignment of the arena in bytes: `XDP_UMEM_REG` demands page alignment.
-const PAGE: usize = 4096;
 
 /// `CELL_LEN` as the frame's length type.
 const CELL_FRAME_LEN: u16 = {
@@ -29,6 +27,7 @@ const CELL_FRAME_LEN: u16 = {
 /// still drains their queues, and a process has one.
 pub struct Arena {
     base: NonNull<u8>,
+    pages: Pages,
     frames: u32,
     free: ArrayQueue<u32>,
 }
@@ -44,38 +43,42 @@ impl Arena {
     /// Bytes of a chunk. A page holds two, and a 1360-byte cell with all its headers and the kernel's headroom fits.
     pub const CHUNK: usize = 2048;
 
-    /// Makes an arena of `frames` chunks (1 to 2^20), all of them free, zeroed, and leaks it.
+    /// Makes an arena of `frames` chunks (1 to 2^20) in ordinary pages, all of them free, zeroed, and leaks it.
+    ///
+    /// # Errors
+    /// As [`Self::in_pages`].
+    pub fn anonymous(frames: u32) -> io::Result<&'static Self> {
+        Self::in_pages(frames, HugePages::Off)
+    }
+
+    /// As [`Self::anonymous`], in the pages that are `wanted`.
     ///
     /// # Errors
     /// `InvalidInput` for a number out of range, `OutOfMemory` where the machine has not enough.
-    pub fn anonymous(frames: u32) -> io::Result<&'static Self> {
+    pub fn in_pages(frames: u32, wanted: HugePages) -> io::Result<&'static Self> {
         if frames == 0 || frames > MAX_FRAMES {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 format!("an arena has 1 to {MAX_FRAMES} frames, not {frames}"),
             ));
         }
-        let layout = Layout::from_size_align(frames as usize * Self::CHUNK, PAGE)
-            .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
-        // SAFETY: the layout's size is not zero, since `frames` is not.
-        let memory = unsafe { std::alloc::alloc_zeroed(layout) };
-        let base = NonNull::new(memory).ok_or_else(|| {
-            io::Error::new(
-                io::ErrorKind::OutOfMemory,
-                format!("no memory for {} bytes of frames", layout.size()),
-            )
-        })?;
+        let (base, pages) = map(frames as usize * Self::CHUNK, wanted)?;
         let free = ArrayQueue::new(frames as usize);
         for index in 0..frames {
             // The queue has room for exactly this many.
             let _ = free.push(index);
         }
-        Ok(Box::leak(Box::new(Self { base, frames, free })))
+        Ok(Box::leak(Box::new(Self { base, pages, frames, free })))
     }
 
     /// Number of chunks.
     pub fn frames(&self) -> u32 {
         self.frames
+    }
+
+    /// What the chunks are in.
+    pub fn pages(&self) -> Pages {
+        self.pages
     }
 
     /// Chunks in the pool, owned by nobody. Approximate while other threads take and return frames.
@@ -96,7 +99,7 @@ impl Arena {
 
     fn chunk(&self, index: u32) -> NonNull<u8> {
         assert!(index < self.frames, "frame {index} of an arena of {}", self.frames);
-        // SAFETY: `index < frames`, so the offset stays inside the one allocation of `frames * CHUNK` bytes.
+        // SAFETY: `index < frames`, so the offset stays inside the one mapping of at least `frames * CHUNK` bytes.
         unsafe { self.base.add(index as usize * Self::CHUNK) }
     }
 }

@@ -22,8 +22,10 @@
 mod arena;
 mod lent;
 mod mapping;
+mod pages;
 mod ring;
 mod socket;
 
 pub use arena::{Arena, Frame, FramePool};
-pub use socket::{BindRequest, Kick, SocketConfig, SocketError, XskSocket};
+pub use pages::{HugePages, Pages};
+pub use socket::{BindRequest, BusyPoll, Kick, SocketConfig, SocketError, XskSocket};

@@ -33,6 +33,11 @@ const DEFAULT_TX_BUDGET: u32 = 32;
 /// usual default stops at about 90 of them.
 const SEND_BUFFER: usize = 32 << 20;
 
+/// Microseconds that one call may poll the driver for, and packets that it may take: the values of the sample that
+/// came with busy polling for AF_XDP (samples/bpf/xdpsock_user.c of Linux 5.11).
+const BUSY_POLL_MICROS: u32 = 20;
+const BUSY_POLL_PACKETS: u32 = 64;
+
 /// The kernel gives a closed socket's queue free in the background; so many tries, so far apart, wait for it.
 const BUSY_TRIES: u32 = 20;
 const BUSY_PAUSE: Duration = Duration::from_millis(10);
@@ -139,6 +144,30 @@ pub struct Kick {
     pub lost: u32,
 }
 
+/// Whether the worker's own system calls run the driver's receive loop, in place of interrupts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BusyPoll {
+    /// Not asked for, or refused.
+    #[default]
+    Off,
+    /// Asked for, and of no effect: the kernel knows no receive loop (NAPI) for the queue, as on a veth, or before the
+    /// first packet.
+    NoNapi,
+    /// They do.
+    Active,
+}
+
+impl BusyPoll {
+    /// The words that status uses.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::NoNapi => "no NAPI",
+            Self::Active => "active",
+        }
+    }
+}
+
 /// A bound AF_XDP socket. One worker owns it.
 pub struct XskSocket {
     // Rings are in front of the socket, since fields drop in order: unmap, then close.
@@ -155,6 +184,7 @@ pub struct XskSocket {
     invalid: u64,
     tx_budget: u32,
     zero_copy: bool,
+    prefers_busy_poll: bool,
 }
 
 impl XskSocket {
@@ -233,7 +263,63 @@ impl XskSocket {
             invalid: 0,
             tx_budget,
             zero_copy,
+            prefers_busy_poll: false,
         })
+    }
+
+    /// Has the driver's receive loop run by [`Self::poll_device`] instead of by interrupts. For a worker that never
+    /// sleeps; only with zero-copy, since in copy mode the loop is not this socket's alone.
+    ///
+    /// # Errors
+    /// `OPNOTSUPP` in copy mode, and what the kernel says: `PERM` without CAP_NET_ADMIN.
+    pub fn prefer_busy_poll(&mut self) -> Result<(), Errno> {
+        if !self.zero_copy {
+            return Err(Errno::OPNOTSUPP);
+        }
+        for (option, value) in [
+            (libc::SO_PREFER_BUSY_POLL, 1),
+            (libc::SO_BUSY_POLL, BUSY_POLL_MICROS),
+            (libc::SO_BUSY_POLL_BUDGET, BUSY_POLL_PACKETS),
+        ] {
+            set_option(self.socket(), libc::SOL_SOCKET, option, value)?;
+        }
+        self.prefers_busy_poll = true;
+        Ok(())
+    }
+
+    /// What became of [`Self::prefer_busy_poll`] by now.
+    pub fn busy_poll(&self) -> BusyPoll {
+        if !self.prefers_busy_poll {
+            return BusyPoll::Off;
+        }
+        self.napi().map_or(BusyPoll::NoNapi, |_| BusyPoll::Active)
+    }
+
+    /// The number of the receive loop that the kernel knows for the queue.
+    fn napi(&self) -> Option<u32> {
+        let mut number = 0u32;
+        let mut length = option_length();
+        // SAFETY: the option's value is a u32, which like its length lives through the call.
+        let outcome = unsafe {
+            libc::getsockopt(
+                self.socket().as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_INCOMING_NAPI_ID,
+                std::ptr::from_mut(&mut number).cast(),
+                &raw mut length,
+            )
+        };
+        (outcome == 0 && number != 0).then_some(number)
+    }
+
+    /// Runs the driver's receive loop once, where busy polling was asked for. Returns the system calls made.
+    pub fn poll_device(&mut self) -> u32 {
+        if !self.prefers_busy_poll {
+            return 0;
+        }
+        // The outcome is of no use: what came is in the RX ring.
+        let _ = recv(self.socket(), &mut [0u8; 0], RecvFlags::DONTWAIT);
+        1
     }
 
     fn socket(&self) -> &OwnedFd {
@@ -245,6 +331,11 @@ impl XskSocket {
     /// frames that were given back.
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
         self.socket().as_fd()
+    }
+
+    /// What the frames of the socket are in.
+    pub fn pages(&self) -> super::Pages {
+        self.arena.pages()
     }
 
     /// Whether the device works on the frames itself.
@@ -462,18 +553,32 @@ fn bind_patiently(
 /// Lets copy mode send a whole ring per system call. Returns what it sends, in descriptors: kernels before 6.17 keep
 /// to their own number.
 fn raise_tx_budget(socket: &OwnedFd, ring: u32) -> u32 {
-    let length = libc::socklen_t::try_from(size_of::<u32>()).expect("four");
-    // SAFETY: the option's value is a u32, which lives through the call, and its length is passed.
+    match set_option(socket, libc::SOL_XDP, XDP_MAX_TX_SKB_BUDGET, ring) {
+        Ok(()) => ring,
+        Err(_) => DEFAULT_TX_BUDGET,
+    }
+}
+
+fn set_option(socket: &OwnedFd, level: libc::c_int, option: libc::c_int, value: u32) -> Result<(), Errno> {
+    // SAFETY: the option's value is four bytes, which live through the call, and their length is passed.
     let outcome = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
-            libc::SOL_XDP,
-            XDP_MAX_TX_SKB_BUDGET,
-            std::ptr::from_ref(&ring).cast(),
-            length,
+            level,
+            option,
+            std::ptr::from_ref(&value).cast(),
+            option_length(),
         )
     };
-    if outcome == 0 { ring } else { DEFAULT_TX_BUDGET }
+    if outcome == 0 {
+        return Ok(());
+    }
+    Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::INVAL))
+}
+
+/// Bytes of a number as an option's value.
+fn option_length() -> libc::socklen_t {
+    libc::socklen_t::try_from(size_of::<u32>()).expect("four")
 }
 
 /// Without the privilege to go beyond the system's limit, the limit has to do.

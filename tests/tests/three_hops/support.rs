@@ -2,11 +2,11 @@
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+pub(crate) use relay_tests::program::relay_program;
 use relay_tests::{Host, Lab, Nodes};
 
 /// Time for all nodes to become ready.
@@ -17,33 +17,6 @@ const LAB_PATIENCE: Duration = Duration::from_secs(300);
 const FILE_BYTES: u32 = 512 << 10;
 /// What the service's content is full of; must never be readable on the wire.
 pub(crate) const CANARY: &[u8] = b"three hops canary, never in the clear: ";
-
-/// The `relay` program, built in release mode: three relays of a debug build do not keep their slots on two cores.
-pub(crate) fn relay_program() -> &'static Path {
-    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    PROGRAM.get_or_init(|| {
-        let own = std::env::current_exe().expect("the test's own path");
-        let target = own.ancestors().nth(3).expect("target/PROFILE/deps/TEST");
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let built = Command::new(cargo)
-            .args([
-                "build",
-                "--release",
-                "--locked",
-                "--package",
-                "relay-user",
-                "--bin",
-                "relay",
-                "--target-dir",
-            ])
-            .arg(target)
-            .current_dir(env!("CARGO_MANIFEST_DIR"))
-            .status()
-            .expect("cargo");
-        assert!(built.success(), "cargo build: {built}");
-        target.join("release/relay")
-    })
-}
 
 /// The lab, once no other test has it. Its fixed name lets a later run clear away what a killed one left.
 pub(crate) fn lab() -> Lab {

@@ -1,0 +1,35 @@
+//! The program that tests of whole nodes run.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+/// The `relay` program, built in release mode: three relays of a debug build do not keep their slots on two cores.
+///
+/// # Panics
+/// Where it does not build.
+pub fn relay_program() -> &'static Path {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    PROGRAM.get_or_init(|| {
+        let own = std::env::current_exe().expect("the test's own path");
+        let target = own.ancestors().nth(3).expect("target/PROFILE/deps/TEST");
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let built = Command::new(cargo)
+            .args([
+                "build",
+                "--release",
+                "--locked",
+                "--package",
+                "relay-user",
+                "--bin",
+                "relay",
+                "--target-dir",
+            ])
+            .arg(target)
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .status()
+            .expect("cargo");
+        assert!(built.success(), "cargo build: {built}");
+        target.join("release/relay")
+    })
+}
