@@ -17,8 +17,10 @@ pub const MAP_SESSIONS: &str = "SESSIONS";
 pub const MAP_SOCKETS: &str = "SOCKETS";
 /// Name of the map from [`Counter::index`] to a `u64` for each CPU.
 pub const MAP_COUNTERS: &str = "COUNTERS";
-/// Name of the global (`u16`) that holds the relay's UDP port. Zero, its default, matches nothing.
+/// Name of the global (`u16`) that holds the lowest of the relay's UDP ports.
 pub const GLOBAL_PORT: &str = "RELAY_PORT";
+/// Name of the global (`u16`) that holds how many ports the relay has from there on. Zero, its default, matches nothing.
+pub const GLOBAL_PORTS: &str = "RELAY_PORTS";
 /// Name of the global (`u8`) that switches log records on where it is not zero.
 pub const GLOBAL_LOG: &str = "RELAY_LOG";
 /// Name of the program, and of its function in the object.

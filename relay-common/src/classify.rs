@@ -126,6 +126,29 @@ pub enum Verdict {
     Drop(DropReason),
 }
 
+/// UDP ports of a relay: one for each lane of its widest trunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ports {
+    /// The lowest, that of lane 0.
+    pub first: u16,
+    /// How many; zero matches nothing.
+    pub count: u16,
+}
+
+impl Ports {
+    /// Whether `port` is one of them.
+    #[inline(always)]
+    pub const fn contains(self, port: u16) -> bool {
+        port.wrapping_sub(self.first) < self.count
+    }
+}
+
+impl From<u16> for Ports {
+    fn from(port: u16) -> Self {
+        Self { first: port, count: if port == 0 { 0 } else { 1 } }
+    }
+}
+
 /// Where a UDP datagram for our port stands in a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Datagram {
@@ -158,26 +181,26 @@ impl From<Refusal> for Verdict {
     }
 }
 
-/// Decides about the frame that `cursor` stands in front of. `port` is our UDP port; `session` gives the entry of
+/// Decides about the frame that `cursor` stands in front of. `ports` are our UDP ports; `session` gives the entry of
 /// a slot below [`crate::abi::SESSION_SLOTS`].
 #[inline(always)]
 pub fn classify<C: Cursor>(
     mut cursor: C,
-    port: u16,
+    ports: Ports,
     session: impl FnOnce(u32) -> Option<SessionEntry>,
 ) -> Verdict {
-    match locate(&mut cursor, port) {
+    match locate(&mut cursor, ports) {
         Ok(datagram) => judge(cursor, &datagram, session),
         Err(refusal) => refusal.into(),
     }
 }
 
-/// Finds the datagram for `port` in the frame, and leaves `cursor` in front of its payload.
+/// Finds the datagram for one of `ports` in the frame, and leaves `cursor` in front of its payload.
 ///
 /// # Errors
 /// [`Refusal`] where there is none, or where one is there in a form that a relay does not accept.
 #[inline(always)]
-pub fn locate<C: Cursor>(cursor: &mut C, port: u16) -> Result<Datagram, Refusal> {
+pub fn locate<C: Cursor>(cursor: &mut C, ports: Ports) -> Result<Datagram, Refusal> {
     let ethernet = cursor.take::<{ ETHERNET_LEN as usize }>().ok_or(Refusal::NotOurs)?;
     let mut ethertype = u16::from_be_bytes([ethernet[12], ethernet[13]]);
     let mut offset = ETHERNET_LEN;
@@ -190,14 +213,14 @@ pub fn locate<C: Cursor>(cursor: &mut C, port: u16) -> Result<Datagram, Refusal>
         offset += VLAN_LEN;
     }
     match ethertype {
-        ETHERTYPE_IPV4 => locate_ipv4(cursor, port, offset),
-        ETHERTYPE_IPV6 => locate_ipv6(cursor, port, offset),
+        ETHERTYPE_IPV4 => locate_ipv4(cursor, ports, offset),
+        ETHERTYPE_IPV6 => locate_ipv6(cursor, ports, offset),
         _ => Err(Refusal::NotOurs),
     }
 }
 
 #[inline(always)]
-fn locate_ipv4<C: Cursor>(cursor: &mut C, port: u16, offset: u16) -> Result<Datagram, Refusal> {
+fn locate_ipv4<C: Cursor>(cursor: &mut C, ports: Ports, offset: u16) -> Result<Datagram, Refusal> {
     let header = cursor.take::<{ IPV4_LEN as usize }>().ok_or(Refusal::NotOurs)?;
     let [version_length, _, t0, t1, _, _, f0, f1, _, protocol, _, _, s0, s1, s2, s3, ..] = header;
     let fragment = u16::from_be_bytes([f0, f1]);
@@ -211,7 +234,7 @@ fn locate_ipv4<C: Cursor>(cursor: &mut C, port: u16, offset: u16) -> Result<Data
     if header_len > IPV4_LEN {
         cursor.skip(header_len - IPV4_LEN).ok_or(Refusal::NotOurs)?;
     }
-    let source_port = ours(cursor, port)?;
+    let source_port = ours(cursor, ports)?;
     if fragment & IPV4_MORE_FRAGMENTS != 0 {
         return Err(Refusal::Drop(DropReason::Fragment));
     }
@@ -229,7 +252,7 @@ fn locate_ipv4<C: Cursor>(cursor: &mut C, port: u16, offset: u16) -> Result<Data
 }
 
 #[inline(always)]
-fn locate_ipv6<C: Cursor>(cursor: &mut C, port: u16, offset: u16) -> Result<Datagram, Refusal> {
+fn locate_ipv6<C: Cursor>(cursor: &mut C, ports: Ports, offset: u16) -> Result<Datagram, Refusal> {
     let [version, _, _, _, l0, l1, mut next_header, _] = cursor.take::<8>().ok_or(Refusal::NotOurs)?;
     let source = cursor.take::<16>().ok_or(Refusal::NotOurs)?;
     let _destination = cursor.take::<16>().ok_or(Refusal::NotOurs)?;
@@ -260,7 +283,7 @@ fn locate_ipv6<C: Cursor>(cursor: &mut C, port: u16, offset: u16) -> Result<Data
     if next_header != PROTOCOL_UDP {
         return Err(Refusal::NotOurs);
     }
-    let source_port = ours(cursor, port)?;
+    let source_port = ours(cursor, ports)?;
     if let Some(reason) = refusal {
         return Err(Refusal::Drop(reason));
     }
@@ -274,9 +297,9 @@ fn locate_ipv6<C: Cursor>(cursor: &mut C, port: u16, offset: u16) -> Result<Data
 
 /// The source port of the UDP header ahead, if its destination is ours.
 #[inline(always)]
-fn ours<C: Cursor>(cursor: &mut C, port: u16) -> Result<u16, Refusal> {
+fn ours<C: Cursor>(cursor: &mut C, ports: Ports) -> Result<u16, Refusal> {
     let [s0, s1, d0, d1] = cursor.take::<4>().ok_or(Refusal::NotOurs)?;
-    if port == 0 || u16::from_be_bytes([d0, d1]) != port {
+    if !ports.contains(u16::from_be_bytes([d0, d1])) {
         return Err(Refusal::NotOurs);
     }
     Ok(u16::from_be_bytes([s0, s1]))

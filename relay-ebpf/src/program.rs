@@ -10,7 +10,7 @@ use aya_ebpf::{
 use aya_log_ebpf::debug;
 use relay_common::{
     abi::{Counter, SESSION_SLOTS, SOCKET_SLOTS, SessionEntry},
-    classify::{DropReason, Verdict, classify},
+    classify::{DropReason, Ports, Verdict, classify},
 };
 
 use crate::cursor::FrameCursor;
@@ -27,12 +27,16 @@ static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::COUNT
 static RELAY_PORT: Global<u16> = Global::new(0);
 // SAFETY: as above.
 #[unsafe(no_mangle)]
+static RELAY_PORTS: Global<u16> = Global::new(0);
+// SAFETY: as above.
+#[unsafe(no_mangle)]
 static RELAY_LOG: Global<u8> = Global::new(0);
 
 #[xdp]
 fn evenwire(context: XdpContext) -> u32 {
     let session = |slot| SESSIONS.get(slot).copied();
-    match classify(FrameCursor::new(&context), RELAY_PORT.load(), session) {
+    let ports = Ports { first: RELAY_PORT.load(), count: RELAY_PORTS.load() };
+    match classify(FrameCursor::new(&context), ports, session) {
         Verdict::Pass => {
             count(Counter::Passed);
             XDP_PASS

@@ -14,9 +14,10 @@ use aya::{
 use aya_log::EbpfLogger;
 use log::Log;
 use relay_common::abi::{
-    Counter, GLOBAL_LOG, GLOBAL_PORT, MAP_COUNTERS, MAP_SESSIONS, MAP_SOCKETS, PROGRAM, SESSION_ENTRY_LEN,
-    SOCKET_SLOTS, SessionEntry, session_slot,
+    Counter, GLOBAL_LOG, GLOBAL_PORT, GLOBAL_PORTS, MAP_COUNTERS, MAP_SESSIONS, MAP_SOCKETS, PROGRAM,
+    SESSION_ENTRY_LEN, SOCKET_SLOTS, SessionEntry, session_slot,
 };
+use relay_common::classify::Ports;
 use rustix::{
     io::Errno,
     net::{AddressFamily, SocketType, netdevice},
@@ -184,10 +185,10 @@ impl Steering {
     /// # Errors
     /// Any [`SteeringError`] but [`SteeringError::Queue`]; nothing stays attached then.
     pub fn attach(interface: &str, mode: AttachMode, port: u16) -> Result<Self, SteeringError> {
-        Self::attach_with_log(interface, mode, port, false)
+        Self::attach_with_log(interface, mode, port.into(), false)
     }
 
-    /// As [`Steering::attach`]; with `log`, each dropped frame makes a record at debug level, to be fetched with
+    /// As [`Steering::attach`], for several ports; with `log`, each dropped frame makes a record at debug level, to be fetched with
     /// [`Steering::flush_log`]. Records name reasons, never addresses.
     ///
     /// # Errors
@@ -195,7 +196,7 @@ impl Steering {
     pub fn attach_with_log(
         interface: &str,
         mode: AttachMode,
-        port: u16,
+        ports: Ports,
         log: bool,
     ) -> Result<Self, SteeringError> {
         let index = interface_index(interface)?;
@@ -205,7 +206,8 @@ impl Steering {
             return Err(SteeringError::MissingCapability { interface: interface.to_owned(), missing });
         }
         let mut ebpf = EbpfLoader::new()
-            .override_global(GLOBAL_PORT, &port, true)
+            .override_global(GLOBAL_PORT, &ports.first, true)
+            .override_global(GLOBAL_PORTS, &ports.count, true)
             .override_global(GLOBAL_LOG, &u8::from(log), true)
             .load(OBJECT)
             .map_err(|error| permission(interface, &error).unwrap_or(SteeringError::Load(error)))?;

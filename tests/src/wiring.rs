@@ -19,10 +19,6 @@ use crate::netns::Netns;
 /// Bytes of IP packet a lab interface carries: an ordinary Ethernet.
 const MTU: u32 = 1500;
 
-/// One queue each way. A native XDP program is refused on a veth whose peer has more transmit queues than it has
-/// receive queues, and an AF_XDP socket only ever sees the one queue it is bound to.
-const QUEUES: u32 = 1;
-
 /// Silences what IPv6 says by itself (duplicate detection, router solicitation, multicast reports for link-local
 /// addresses), so that a frame on the wire is there because some program sent it.
 pub(crate) fn quiet_ipv6(netns: &Netns) -> Result<()> {
@@ -64,6 +60,9 @@ pub(crate) struct Plug<'a> {
     pub(crate) interface: &'a str,
     pub(crate) address: Ipv4Addr,
     pub(crate) prefix: u8,
+    /// Queues each way, of both ends: a native XDP program is refused on a veth whose peer has more transmit queues than
+    /// it has receive queues.
+    pub(crate) queues: u32,
 }
 
 /// Joins a host to a bridge in `wire` by a veth pair; the end in `wire` is named `port`. Returns the index of that end.
@@ -72,10 +71,10 @@ pub(crate) fn cable(wire: &Netns, bridge: &str, port: &str, plug: Plug<'_>) -> R
         .name(plug.interface.to_owned())
         .mtu(MTU)
         .setns_by_fd(plug.host.file().as_raw_fd());
-    let far_end = with_queues(far_end).build();
+    let far_end = with_queues(far_end, plug.queues).build();
     let pair =
         LinkVeth::new(port, plug.interface).mtu(MTU).set_info_data(InfoData::Veth(InfoVeth::Peer(far_end)));
-    let pair = with_queues(pair).build();
+    let pair = with_queues(pair, plug.queues).build();
     let index = wire.netlink(|handle| async move {
         handle
             .link()
@@ -121,9 +120,9 @@ pub(crate) async fn index_of(handle: &Handle, name: &str) -> Result<u32> {
     }
 }
 
-fn with_queues<T>(link: LinkMessageBuilder<T>) -> LinkMessageBuilder<T> {
-    link.append_extra_attribute(LinkAttribute::NumTxQueues(QUEUES))
-        .append_extra_attribute(LinkAttribute::NumRxQueues(QUEUES))
+fn with_queues<T>(link: LinkMessageBuilder<T>, queues: u32) -> LinkMessageBuilder<T> {
+    link.append_extra_attribute(LinkAttribute::NumTxQueues(queues))
+        .append_extra_attribute(LinkAttribute::NumRxQueues(queues))
 }
 
 async fn set_up(handle: &Handle, index: u32) -> Result<()> {

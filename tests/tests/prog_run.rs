@@ -16,7 +16,7 @@ use proptest::{
 };
 use relay_common::{
     abi::{
-        Counter, GLOBAL_LOG, GLOBAL_PORT, MAP_COUNTERS, MAP_SESSIONS, MAP_SOCKETS, PROGRAM,
+        Counter, GLOBAL_LOG, GLOBAL_PORT, GLOBAL_PORTS, MAP_COUNTERS, MAP_SESSIONS, MAP_SOCKETS, PROGRAM,
         SESSION_ENTRY_LEN, SESSION_SLOTS, SOCKET_SLOTS, SessionEntry, session_slot,
     },
     classify::{DropReason, Verdict, classify},
@@ -52,6 +52,7 @@ impl Kernel {
     fn load(log: bool) -> Self {
         let mut ebpf = EbpfLoader::new()
             .override_global(GLOBAL_PORT, &PORT, true)
+            .override_global(GLOBAL_PORTS, &1u16, true)
             .override_global(GLOBAL_LOG, &u8::from(log), true)
             .load(OBJECT)
             .expect("the object loads");
@@ -100,7 +101,7 @@ impl Kernel {
                 entries.find(|entry| session_slot(entry.receiver_index) == slot).copied().unwrap_or_default(),
             )
         };
-        match classify(SliceCursor::new(frame), PORT, session) {
+        match classify(SliceCursor::new(frame), PORT.into(), session) {
             Verdict::Pass => (XDP_PASS, vec![Counter::Passed]),
             Verdict::Handshake(_) => (XDP_PASS, vec![Counter::Handshake]),
             Verdict::Drop(reason) => (XDP_DROP, vec![Counter::Dropped(reason)]),

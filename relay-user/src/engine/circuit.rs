@@ -324,6 +324,10 @@ impl Origin {
 
 /// What a circuit is to this node.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "the large one is what relays have by the thousand, in a box already"
+)]
 pub(super) enum Role {
     Carried(Carried),
     /// Boxed: relays carry many circuits and begin none.

@@ -19,7 +19,7 @@ pub mod wheel;
 pub use circuit::{Direction, QUEUE_CELLS, Side};
 pub use counters::{Counters, DropReason};
 pub use link::{CONTROL_CELLS, SESSION_CELLS, SESSION_LIFE, Session};
-pub use message::{Command, Event};
+pub use message::{Command, Event, Home};
 
 use crate::crypto::{HopKeys, Split, Suite};
 use crate::xsk::{Frame, FramePool};

@@ -20,6 +20,15 @@ impl Engine {
         }
     }
 
+    /// Begins to load what [`Self::receive`] will need of this cell's session. Called for a whole batch first, so that
+    /// the waits for memory overlap.
+    pub fn prefetch(&self, frame: &Frame) {
+        let header = frame.data().first_chunk::<LINK_HEADER_LEN>().and_then(LinkHeader::decode);
+        if let Some(place) = header.and_then(|header| self.sessions.find(header.receiver_index)) {
+            self.sessions.prefetch(place);
+        }
+    }
+
     /// Opens the link layer; the frame then holds the cell's plaintext.
     fn open(
         &mut self,

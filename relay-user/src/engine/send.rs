@@ -89,8 +89,7 @@ impl Engine {
         let earliest = Nanos(now.0.saturating_sub(link.tolerance.0));
         self.counters.missed_slots += link.schedule.skip_to(earliest);
         let mut staged = 0;
-        loop {
-            let Some(Some(link)) = self.links.get_mut(number as usize) else { break };
+        while let Some(Some(link)) = self.links.get_mut(number as usize) {
             let deadline = link.schedule.deadline();
             // A slot beyond the wheel's reach comes up early, and so does one behind slots that were skipped.
             if deadline > horizon || staged == most {

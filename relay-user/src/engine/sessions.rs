@@ -1,6 +1,7 @@
 //! The sessions of all links: found by receive index for each cell that comes in, by place for each that goes out.
 
 use super::link::Session;
+use crate::xsk::prefetch;
 use std::collections::HashMap;
 
 #[derive(Debug)]
@@ -31,6 +32,14 @@ impl Sessions {
     /// Where the session with receive index `index` is.
     pub(super) fn find(&self, index: u32) -> Option<u32> {
         self.by_index.get(&index).copied()
+    }
+
+    /// Begins to load a session.
+    pub(super) fn prefetch(&self, place: u32) {
+        if let Some(session) = self.get(place) {
+            prefetch(&session.keys);
+            prefetch(&session.source);
+        }
     }
 
     pub(super) fn get(&self, place: u32) -> Option<&Session> {

@@ -20,12 +20,17 @@
 )]
 
 mod arena;
+mod handover;
+mod hint;
 mod lent;
 mod mapping;
 mod pages;
+mod plain;
 mod ring;
 mod socket;
 
 pub use arena::{Arena, Frame, FramePool};
+pub use handover::{Giver, Taker, handover};
+pub use hint::prefetch;
 pub use pages::{HugePages, Pages};
 pub use socket::{BindRequest, BusyPoll, Kick, SocketConfig, SocketError, XskSocket};
