@@ -20,10 +20,13 @@
 )]
 
 mod arena;
+mod handover;
 mod lent;
 mod mapping;
+mod plain;
 mod ring;
 mod socket;
 
 pub use arena::{Arena, Frame, FramePool};
+pub use handover::{Giver, Taker, handover};
 pub use socket::{BindRequest, Kick, SocketConfig, SocketError, XskSocket};
