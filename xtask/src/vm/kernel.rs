@@ -96,7 +96,7 @@ impl Kernel {
     }
 }
 
-/// `kernel/net/9p/9pnet.ko.xz` is `9pnet`; the kernel takes `-` and `_` for one.
+/// `kernel/net/9p/9pnet.ko` is `9pnet`; the kernel takes `-` and `_` for one.
 fn module_name(file: &str) -> String {
     let name = file.rsplit('/').next().unwrap_or(file);
     name.split('.').next().unwrap_or(name).replace('-', "_")
@@ -178,10 +178,29 @@ fn keep(unpacked: &Path, release: &str, kept: &Path) -> Result<PathBuf> {
     }
     fs::rename(unpacked.join(format!("boot/vmlinuz-{release}")), kept.join("vmlinuz"))
         .context("the package's boot image")?;
+    // Once here rather than at each start by an emulated processor.
+    let mut packed = Vec::new();
+    find_packed(&tree, &mut packed)?;
+    if !packed.is_empty() {
+        output(Command::new("busybox").arg("unxz").args(&packed))?;
+    }
     output(Command::new("busybox").args(["depmod", "-b"]).arg(kept.join("tree")).arg(release))?;
     fs::rename(kept.join("tree/lib/modules"), kept.join("modules"))?;
     fs::remove_dir_all(kept.join("tree"))?;
     Ok(kept.to_owned())
+}
+
+/// Adds the compressed files below `directory`.
+fn find_packed(directory: &Path, packed: &mut Vec<PathBuf>) -> Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            find_packed(&path, packed)?;
+        } else if path.extension().is_some_and(|extension| extension == "xz") {
+            packed.push(path);
+        }
+    }
+    Ok(())
 }
 
 fn only_entry(directory: &Path) -> Result<String> {
