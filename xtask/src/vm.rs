@@ -20,6 +20,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::tools::{self, Tool};
 use kernel::Kernel;
+pub(crate) use kernel::SERIES;
 use machine::Machine;
 
 /// What the machine needs of the host.
@@ -35,7 +36,7 @@ const TOOLS: [Tool; 5] = [
 #[derive(Debug, clap::Args)]
 pub(crate) struct VmArgs {
     /// Series of the kernel
-    #[arg(long, value_name = "SERIES", value_parser = clap::builder::PossibleValuesParser::new(kernel::SERIES))]
+    #[arg(long, value_name = "SERIES", value_parser = clap::builder::PossibleValuesParser::new(SERIES))]
     kernel: String,
     /// Processors of the machine
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=64))]
@@ -79,7 +80,7 @@ pub(crate) fn run(args: &VmArgs) -> ExitCode {
 
 /// A command to be run in a machine.
 pub(crate) struct Job<'a> {
-    /// One of [`kernel::SERIES`].
+    /// One of [`SERIES`].
     pub(crate) series: &'a str,
     pub(crate) cpus: u32,
     /// In MiB.

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::tools;
 
 /// The series there are.
-pub(super) const SERIES: [&str; 2] = ["6.1", "6.12"];
+pub(crate) const SERIES: [&str; 2] = ["6.1", "6.12"];
 
 /// The Debian suite whose `linux-image-amd64` is of the series.
 const SUITES: [(&str, &str); 2] = [("6.1", "bookworm"), ("6.12", "bookworm-backports")];
