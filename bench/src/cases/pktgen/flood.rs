@@ -1,0 +1,154 @@
+//! Driving the kernel's packet generator: text written to files below `/proc/net/pktgen`, of which each network
+//! namespace has its own.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use relay_common::wire::{CELL_LEN, DatagramType};
+
+use super::link::{ADDRESSES, UDP_PORT};
+use super::wiring::{FLOOR, LINK, MACS, Wiring, text};
+
+/// The calling thread's own; `/proc/net` would be the main thread's.
+const DIRECTORY: &str = "/proc/thread-self/net/pktgen";
+/// Bytes of Ethernet, IPv4 and UDP headers.
+const HEADERS: usize = 42;
+/// The shortest Ethernet frame, without its checksum.
+const SHORTEST: usize = 60;
+/// How long a flood runs before the link is looked at.
+const SETTLE: Duration = Duration::from_millis(200);
+
+/// What a flood consists of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// The shortest frames that reach our port: as many as the generator makes.
+    Junk,
+    /// Port, length and type of a cell; each with another receiver index, none of a session.
+    Cells,
+}
+
+/// Whether this kernel has the generator, loading it where it is a module.
+pub(super) fn is_there() -> bool {
+    let there = || Path::new("/proc/net/pktgen/pgctrl").exists();
+    if !there() {
+        // Without modprobe, or without the module, the file says so.
+        let _ = Command::new("modprobe")
+            .args(["-q", "pktgen"])
+            .stdin(Stdio::null())
+            .stderr(Stdio::null())
+            .status();
+    }
+    there()
+}
+
+/// The generator of the sender's namespace, on one processor.
+pub(super) struct Flood<'a> {
+    wiring: &'a Wiring,
+    thread: String,
+}
+
+/// What a flood came to.
+pub(super) struct Flooded {
+    /// Packets that the interface took, in all.
+    pub(super) sent: u64,
+    /// Packets per second while the link was looked at.
+    pub(super) per_second: f64,
+}
+
+impl<'a> Flood<'a> {
+    pub(super) fn new(wiring: &'a Wiring, processor: usize) -> Self {
+        Self { wiring, thread: format!("kpktgend_{processor}") }
+    }
+
+    /// Runs `work` while the flood runs.
+    pub(super) fn during<T>(
+        &self,
+        kind: Kind,
+        device: &str,
+        work: impl FnOnce() -> Result<T>,
+    ) -> Result<(T, Flooded)> {
+        if kind == Kind::Cells {
+            for device in [LINK, FLOOR] {
+                self.wiring.rewrite(device, u32::from(DatagramType::Cell as u8) << 24)?;
+            }
+        }
+        self.wiring.sender_side(|| self.aim(kind, device))?;
+        std::thread::scope(|scope| {
+            // The write that starts the generator returns when it has stopped.
+            let running = scope.spawn(|| self.wiring.sender_side(|| write("pgctrl", "start")));
+            std::thread::sleep(SETTLE);
+            let worked = (|| -> Result<_> {
+                let (first, started) = (self.sent(device)?, Instant::now());
+                let result = work()?;
+                let per_second = (self.sent(device)? - first) as f64 / started.elapsed().as_secs_f64();
+                Ok((result, per_second))
+            })();
+            self.wiring.sender_side(|| write("pgctrl", "stop"))?;
+            running.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            let (result, per_second) = worked?;
+            let sent = self.sent(device)?;
+            ensure!(per_second > 0.0, "pktgen sent nothing to {device}; see {DIRECTORY}/{device}");
+            Ok((result, Flooded { sent, per_second }))
+        })
+    }
+
+    fn aim(&self, kind: Kind, device: &str) -> Result<()> {
+        write(&self.thread, "rem_device_all")?;
+        write(&self.thread, &format!("add_device {device}"))?;
+        let [source, destination] = ADDRESSES;
+        let (size, mode) = match kind {
+            Kind::Junk => (SHORTEST, "start_xmit"),
+            Kind::Cells => (HEADERS + CELL_LEN, "queue_xmit"),
+        };
+        let settings = [
+            "count 0".to_owned(),
+            "delay 0".to_owned(),
+            // veth does not take one packet twice.
+            "clone_skb 0".to_owned(),
+            format!("pkt_size {size}"),
+            format!("xmit_mode {mode}"),
+            format!("dst_mac {}", text(MACS[1])),
+            format!("src_min {source}"),
+            format!("src_max {source}"),
+            format!("dst {destination}"),
+            format!("udp_src_min {UDP_PORT}"),
+            format!("udp_src_max {UDP_PORT}"),
+            format!("udp_dst_min {UDP_PORT}"),
+            format!("udp_dst_max {UDP_PORT}"),
+        ];
+        settings.iter().try_for_each(|setting| write(device, setting))
+    }
+
+    fn sent(&self, device: &str) -> Result<u64> {
+        let path = format!("{DIRECTORY}/{device}");
+        let state = self
+            .wiring
+            .sender_side(|| std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}")))?;
+        packets_so_far(&state)
+            .with_context(|| format!("{path} does not say how many packets were sent: {state}"))
+    }
+}
+
+/// The count in a line `     pkts-sofar: 17  errors: 0`.
+fn packets_so_far(state: &str) -> Option<u64> {
+    state.split_once("pkts-sofar:")?.1.split_whitespace().next()?.parse().ok()
+}
+
+fn write(file: &str, line: &str) -> Result<()> {
+    std::fs::write(format!("{DIRECTORY}/{file}"), line)
+        .with_context(|| format!("pktgen does not take {line:?} for {file}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_count_is_read_from_where_the_kernel_writes_it() {
+        let state = "Params: count 0  min_pkt_size: 60\nCurrent:\n     pkts-sofar: 1234  errors: 5\n     started: 9us\n";
+        assert_eq!(packets_so_far(state), Some(1234));
+        assert_eq!(packets_so_far("Result: Idle"), None);
+    }
+}
