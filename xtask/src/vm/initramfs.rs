@@ -13,10 +13,13 @@ use crate::tools;
 /// What it takes to reach the host's files and to speak to it.
 const FIRST: [&str; 5] = ["virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay"];
 /// What a command may want and nothing loads for it. The kernel asks for the rest by itself.
-const NEXT: [&str; 6] = ["veth", "tun", "virtio_net", "sch_netem", "sch_fq", "wireguard"];
+const NEXT: [&str; 7] = ["pktgen", "veth", "tun", "virtio_net", "sch_netem", "sch_fq", "wireguard"];
 /// Variables that the command gets, beside those with the prefixes below.
 const PASSED: [&str; 4] = ["PATH", "HOME", "LANG", "NO_COLOR"];
 const PASSED_PREFIXES: [&str; 2] = ["RUST_", "EVENWIRE_"];
+
+/// Tells the command that it runs in an emulated machine.
+const EMULATED: &str = "EVENWIRE_EMULATED";
 
 /// Where the host's root is mounted, and where the command's root is.
 const HOST: &str = "/host";
@@ -131,7 +134,7 @@ poweroff -f
 const NINEP: &str = "trans=virtio,version=9p2000.L,msize=262144";
 
 fn command(script: &Script<'_>) -> Result<String> {
-    let mut line = format!("cd {} && exec env -i", quote(text(script.directory)?));
+    let mut line = format!("cd {} && exec env -i {EMULATED}=1", quote(text(script.directory)?));
     for (name, value) in std::env::vars() {
         if PASSED.contains(&name.as_str()) || PASSED_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) {
             line.push_str(&format!(" {}", quote(&format!("{name}={value}"))));

@@ -11,8 +11,8 @@ use crate::figure::Target;
 use crate::session::Session;
 
 const KERNEL: &str = "6.12";
-/// Set inside the machine: there the generator is there or it is an error.
-const INSIDE: &str = "EVENWIRE_BENCH_EMULATED";
+/// `cargo xtask vm` sets it: inside, the generator is there or it is an error.
+const INSIDE: &str = "EVENWIRE_EMULATED";
 const LIMIT_SECONDS: &str = "600";
 /// The units that the case's figures have.
 const UNITS: [&str; 5] = ["cells", "cells/s", "packets/s", "ratio", "ppm"];
@@ -72,7 +72,7 @@ fn machine(session: &mut Session, share: &Path, json: &Path) -> Result<()> {
     // `cargo xtask` is an alias of the source tree.
     command.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
     command.args(["xtask", "vm", "--kernel", KERNEL, "--timeout", LIMIT_SECONDS, "--share"]).arg(share);
-    command.arg("--").args(["env", &format!("{INSIDE}=1")]).arg(own).arg("pktgen").arg("--json").arg(json);
+    command.arg("--").arg(own).arg("pktgen").arg("--json").arg(json);
     if session.quick {
         command.arg("--quick");
     }

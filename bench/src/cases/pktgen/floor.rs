@@ -15,12 +15,20 @@ const CODE: [u8; 16] = [0xb7, 0, 0, 0, 1, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0];
 
 /// Attaches it to the floor's interface of the calling thread's namespace, natively; it goes with what is returned.
 pub(super) fn attach() -> Result<Ebpf> {
-    let mut ebpf = Ebpf::load(&Aligned::new().0).context("the bare drop program's object")?;
-    let program: &mut Xdp =
-        ebpf.program_mut(NAME).context("the bare drop program is not in its object")?.try_into()?;
-    program.load().context("the bare drop program")?;
+    let mut ebpf = load()?;
+    let program = program(&mut ebpf)?;
     program.attach(FLOOR, XdpMode::Driver).with_context(|| format!("the bare drop program on {FLOOR}"))?;
     Ok(ebpf)
+}
+
+fn load() -> Result<Ebpf> {
+    let mut ebpf = Ebpf::load(&Aligned::new().0).context("the bare drop program's object")?;
+    program(&mut ebpf)?.load().context("the bare drop program")?;
+    Ok(ebpf)
+}
+
+fn program(ebpf: &mut Ebpf) -> Result<&mut Xdp> {
+    Ok(ebpf.program_mut(NAME).context("the bare drop program is not in its object")?.try_into()?)
 }
 
 // elf.h
@@ -44,7 +52,7 @@ const AT_LICENSE: u32 = 5;
 const AT_SYMTAB: u32 = 13;
 const AT_STRTAB: u32 = 21;
 const AT_FLOOR: u32 = 29;
-const LICENSE: &[u8; 8] = b"Dual MIT";
+const LICENSE: &[u8; 16] = b"Dual MIT/Apache\0";
 const SECTIONS: u16 = 5;
 const LEN: usize =
     HEADER + CODE.len() + LICENSE.len() + 2 * SYMBOL + NAMES.len() + 3 + SECTION * SECTIONS as usize;
@@ -123,7 +131,21 @@ fn section(
 
 #[cfg(test)]
 mod tests {
+    use aya::programs::{TestRun as _, TestRunOptions};
+
     use super::*;
+
+    #[test]
+    fn the_kernel_takes_it_and_it_drops() -> Result<()> {
+        if !relay_tests::privilege::root_or_skip("the_kernel_takes_it_and_it_drops") {
+            return Ok(());
+        }
+        let mut ebpf = load()?;
+        let options = TestRunOptions { data_in: Some(&[0; 64]), ..TestRunOptions::new() };
+        // linux/bpf.h, XDP_DROP.
+        assert_eq!(program(&mut ebpf)?.test_run(options)?.return_value, 1);
+        Ok(())
+    }
 
     #[test]
     fn the_names_are_where_the_headers_point() {
