@@ -86,7 +86,7 @@ fn measure(session: &mut Session) -> anyhow::Result<()> {
     let wiring = Wiring::new()?;
     let _floor = wiring.relay_side(floor::attach)?;
     let mut link = Link::open(&wiring)?;
-    let flood = Flood::new(&wiring, cpus - 1);
+    let flood = Flood::new(&wiring, cpus - 1)?;
     session.progress("a rate that the quiet link carries");
     let rate = calibrate(&mut link)?;
     session.measured("cells per second on the link", f64::from(rate), "cells/s", None);

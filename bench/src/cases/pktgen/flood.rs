@@ -58,8 +58,11 @@ pub(super) struct Flooded {
 }
 
 impl<'a> Flood<'a> {
-    pub(super) fn new(wiring: &'a Wiring, processor: usize) -> Self {
-        Self { wiring, thread: format!("kpktgend_{processor}") }
+    pub(super) fn new(wiring: &'a Wiring, processor: usize) -> Result<Self> {
+        for device in [LINK, FLOOR] {
+            wiring.rewrite(device, u32::from(DatagramType::Cell as u8) << 24)?;
+        }
+        Ok(Self { wiring, thread: format!("kpktgend_{processor}") })
     }
 
     /// Runs `work` while the flood runs.
@@ -69,11 +72,6 @@ impl<'a> Flood<'a> {
         device: &str,
         work: impl FnOnce() -> Result<T>,
     ) -> Result<(T, Flooded)> {
-        if kind == Kind::Cells {
-            for device in [LINK, FLOOR] {
-                self.wiring.rewrite(device, u32::from(DatagramType::Cell as u8) << 24)?;
-            }
-        }
         self.wiring.sender_side(|| self.aim(kind, device))?;
         std::thread::scope(|scope| {
             // The write that starts the generator returns when it has stopped.
@@ -137,7 +135,8 @@ fn packets_so_far(state: &str) -> Option<u64> {
 }
 
 fn write(file: &str, line: &str) -> Result<()> {
-    std::fs::write(format!("{DIRECTORY}/{file}"), line)
+    // The kernel takes the last byte for the line's end, whatever it is.
+    std::fs::write(format!("{DIRECTORY}/{file}"), format!("{line}\n"))
         .with_context(|| format!("pktgen does not take {line:?} for {file}"))
 }
 

@@ -55,13 +55,9 @@ impl Wiring {
     pub(super) fn rewrite(&self, device: &str, payload: u32) -> Result<()> {
         // Bytes of the IPv4 and UDP headers, from where traffic control counts.
         const OFFSET: u32 = 28;
-        tool(&self.sender.0, "tc", &format!("qdisc replace dev {device} clsact"))?;
+        tool(&self.sender.0, "tc", &format!("qdisc add dev {device} clsact"))?;
         let action = format!("action pedit munge offset {OFFSET} u32 set {payload:#010x}");
-        tool(
-            &self.sender.0,
-            "tc",
-            &format!("filter replace dev {device} egress pref 1 handle 1 matchall {action}"),
-        )
+        tool(&self.sender.0, "tc", &format!("filter add dev {device} egress matchall {action}"))
     }
 
     /// Runs `work` as the sender.
