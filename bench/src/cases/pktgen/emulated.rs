@@ -83,21 +83,24 @@ fn machine(session: &mut Session, share: &Path, json: &Path) -> Result<()> {
         .spawn()
         .context("cannot run `cargo xtask vm`")?;
     let stderr = child.stderr.take().context("cargo has no standard error")?;
-    let mut last = String::new();
+    let mut error = None;
     for line in BufReader::new(stderr).lines() {
         let line = line?;
         session.progress(&format!("emulated {KERNEL}: {}", line.trim()));
-        last = line;
+        if error.is_none() && line.starts_with("error") {
+            error = Some(line);
+        }
     }
     let status = child.wait()?;
     if !status.success() {
-        bail!("the emulated machine: {status}: {last}");
+        bail!("the emulated machine: {}", error.unwrap_or_else(|| status.to_string()));
     }
     Ok(())
 }
 
 fn take_over(session: &mut Session, document: &Document) -> Result<()> {
-    let place = |figure: &str| format!("{figure} (emulated {})", document.kernel);
+    let gap = document.results.first().context("the emulated machine measured nothing")?.noise.gap_p999_us;
+    session.measured(format!("emulated machine with kernel {}: gap p99.9", document.kernel), gap, "µs", None);
     for row in &document.results {
         let target = row.target.is_some().then_some(Target::AtMost(0.0));
         ensure!(
@@ -113,13 +116,11 @@ fn take_over(session: &mut Session, document: &Document) -> Result<()> {
                     .into_iter()
                     .find(|unit| *unit == row.unit)
                     .with_context(|| format!("the unit {:?} of {} is unknown here", row.unit, row.figure))?;
-                session.measured(place(&row.figure), value, unit, target);
+                session.measured(&row.figure, value, unit, target);
             }
-            ("invalid", _) => session.invalid(place(&row.figure), target, reason()),
-            _ => session.skip(place(&row.figure), target, reason()),
+            ("invalid", _) => session.invalid(&row.figure, target, reason()),
+            _ => session.skip(&row.figure, target, reason()),
         }
     }
-    let gap = document.results.first().context("the emulated machine measured nothing")?.noise.gap_p999_us;
-    session.measured(place("gap p99.9 inside the machine"), gap, "µs", None);
     Ok(())
 }

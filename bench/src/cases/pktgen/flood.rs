@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use relay_common::wire::{CELL_LEN, DatagramType};
 
 use super::link::{ADDRESSES, UDP_PORT};
-use super::wiring::{FLOOR, LINK, MACS, Wiring, text};
+use super::wiring::{FLOOR, LINK, LINK_QUEUE, MACS, OTHER_QUEUE, Wiring, text};
 
 /// The calling thread's own; `/proc/net` would be the main thread's.
 const DIRECTORY: &str = "/proc/thread-self/net/pktgen";
@@ -17,6 +17,8 @@ const DIRECTORY: &str = "/proc/thread-self/net/pktgen";
 const HEADERS: usize = 42;
 /// The shortest Ethernet frame, without its checksum.
 const SHORTEST: usize = 60;
+/// Packets after which a flood ends if nothing stops it: seconds of it at any rate that one processor reaches.
+const MOST: u64 = 100_000_000;
 /// How long a flood runs before the link is looked at.
 const SETTLE: Duration = Duration::from_millis(200);
 
@@ -27,6 +29,34 @@ pub(super) enum Kind {
     Junk,
     /// Port, length and type of a cell; each with another receiver index, none of a session.
     Cells,
+}
+
+/// Where a flood goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Aim {
+    /// At the relay's interface, in another queue than the link's.
+    Relay,
+    /// At the interface whose program drops everything, in the same queue as at the relay's.
+    Floor,
+    /// At the relay's interface, in the link's own queue.
+    LinkQueue,
+}
+
+impl Aim {
+    /// The interface.
+    const fn device(self) -> &'static str {
+        match self {
+            Self::Relay | Self::LinkQueue => LINK,
+            Self::Floor => FLOOR,
+        }
+    }
+
+    const fn queue(self) -> u32 {
+        match self {
+            Self::Relay | Self::Floor => OTHER_QUEUE,
+            Self::LinkQueue => LINK_QUEUE,
+        }
+    }
 }
 
 /// Whether this kernel has the generator, loading it where it is a module.
@@ -69,10 +99,11 @@ impl<'a> Flood<'a> {
     pub(super) fn during<T>(
         &self,
         kind: Kind,
-        device: &str,
+        aim: Aim,
         work: impl FnOnce() -> Result<T>,
     ) -> Result<(T, Flooded)> {
-        self.wiring.sender_side(|| self.aim(kind, device))?;
+        let device = aim.device();
+        self.wiring.sender_side(|| self.set_up(kind, aim))?;
         std::thread::scope(|scope| {
             // The write that starts the generator returns when it has stopped.
             let running = scope.spawn(|| self.wiring.sender_side(|| write("pgctrl", "start")));
@@ -92,21 +123,25 @@ impl<'a> Flood<'a> {
         })
     }
 
-    fn aim(&self, kind: Kind, device: &str) -> Result<()> {
+    fn set_up(&self, kind: Kind, aim: Aim) -> Result<()> {
+        let device = aim.device();
         write(&self.thread, "rem_device_all")?;
         write(&self.thread, &format!("add_device {device}"))?;
         let [source, destination] = ADDRESSES;
-        let (size, mode) = match kind {
-            Kind::Junk => (SHORTEST, "start_xmit"),
-            Kind::Cells => (HEADERS + CELL_LEN, "queue_xmit"),
+        let (size, mode, queue) = match kind {
+            Kind::Junk => (SHORTEST, "start_xmit", aim.queue()),
+            // The network stack takes pktgen's choice for the queue that the packet was received on, counted from 1.
+            Kind::Cells => (HEADERS + CELL_LEN, "queue_xmit", aim.queue() + 1),
         };
         let settings = [
-            "count 0".to_owned(),
+            format!("count {MOST}"),
             "delay 0".to_owned(),
             // veth does not take one packet twice.
             "clone_skb 0".to_owned(),
             format!("pkt_size {size}"),
             format!("xmit_mode {mode}"),
+            format!("queue_map_min {queue}"),
+            format!("queue_map_max {queue}"),
             format!("dst_mac {}", text(MACS[1])),
             format!("src_min {source}"),
             format!("src_max {source}"),

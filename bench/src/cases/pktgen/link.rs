@@ -10,7 +10,7 @@ use relay_user::port::{AfXdpPort, Peer, Port as _, PortCounters, Received};
 use relay_user::steering::{AttachMode, Steering};
 use relay_user::xsk::{Arena, BindRequest, FramePool, SocketConfig};
 
-use super::wiring::{LINK, MACS, Wiring};
+use super::wiring::{LINK, LINK_QUEUE, MACS, Wiring};
 
 /// Where the link's datagrams go, and come from.
 pub(super) const UDP_PORT: u16 = 7443;
@@ -53,7 +53,7 @@ pub(super) struct Tally {
     /// Arrived a second time, or with a number that this phase did not send.
     strange: u64,
     /// Dropped at the wire's entrance, which was full.
-    at_wire: u64,
+    pub(super) at_wire: u64,
     /// Dropped for want of a receive ring entry or of a frame.
     at_socket: u64,
 }
@@ -84,7 +84,8 @@ impl Tally {
 impl Link {
     pub(super) fn open(wiring: &Wiring) -> Result<Self> {
         let arena = Arena::anonymous(FRAMES).context("memory for frames")?;
-        let config = SocketConfig { interface: LINK.into(), queue: 0, ring: RING, bind: BindRequest::Copy };
+        let config =
+            SocketConfig { interface: LINK.into(), queue: LINK_QUEUE, ring: RING, bind: BindRequest::Copy };
         let mut near = wiring.as_sender(|| Ok(AfXdpPort::open(arena, &config, UDP_PORT, None)?))?;
         let [local, remote] = ADDRESSES.map(|address| SocketAddr::from((address, UDP_PORT)));
         near.set_peer(SLOT, Some(Peer { local, remote, macs: Some((MACS[0], MACS[1])), vlan: None }));
@@ -93,7 +94,7 @@ impl Link {
             let mut far = AfXdpPort::open(arena, &config, UDP_PORT, None)?;
             far.steer(&mut steering)?;
             let source = ADDRESSES[0].to_ipv6_mapped().octets();
-            steering.set_session(&SessionEntry::new(INDEX, source, UDP_PORT, 0))?;
+            steering.set_session(&SessionEntry::new(INDEX, source, UDP_PORT, LINK_QUEUE))?;
             Ok((steering, far))
         })?;
         Ok(Self {

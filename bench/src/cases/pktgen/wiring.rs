@@ -8,6 +8,11 @@ use relay_tests::Netns;
 /// The pair that the link runs over, and the one that ends at the floor.
 pub(super) const LINK: &str = "ewb0";
 pub(super) const FLOOR: &str = "ewb1";
+/// Queues of each interface.
+const QUEUES: u32 = 4;
+/// The queue that the link's cells take, and one that they do not.
+pub(super) const LINK_QUEUE: u32 = 0;
+pub(super) const OTHER_QUEUE: u32 = 2;
 /// MAC addresses of the sender's and the relay's ends, the same on both pairs.
 pub(super) const MACS: [[u8; 6]; 2] = [[2, 0, 0, 0, 0xeb, 1], [2, 0, 0, 0, 0xeb, 2]];
 
@@ -36,12 +41,11 @@ impl Wiring {
         let [near, far] = MACS.map(text);
         for device in [LINK, FLOOR] {
             let peer = wiring.relay.0.name();
-            ip(
-                &wiring.sender.0,
-                &format!(
-                    "link add {device} address {near} type veth peer name {device} address {far} netns {peer}"
-                ),
-            )?;
+            let queues = format!("numrxqueues {QUEUES} numtxqueues {QUEUES}");
+            let pair = format!(
+                "{device} address {near} {queues} type veth peer name {device} address {far} {queues}"
+            );
+            ip(&wiring.sender.0, &format!("link add {pair} netns {peer}"))?;
             for end in [&wiring.sender.0, &wiring.relay.0] {
                 end.sysctl("net/ipv6/conf/all/disable_ipv6", "1")?;
                 ip(end, &format!("link set {device} up"))?;
