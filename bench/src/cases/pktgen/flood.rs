@@ -21,6 +21,9 @@ const SHORTEST: usize = 60;
 const MOST: u64 = 100_000_000;
 /// How long a flood runs before the link is looked at.
 const SETTLE: Duration = Duration::from_millis(200);
+/// The generator's thread does what it is told some time later, at worst when its processor gets around to it.
+const OBEY: Duration = Duration::from_secs(20);
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// What a flood consists of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,8 +110,9 @@ impl<'a> Flood<'a> {
         std::thread::scope(|scope| {
             // The write that starts the generator returns when it has stopped.
             let running = scope.spawn(|| self.wiring.sender_side(|| write("pgctrl", "start")));
-            std::thread::sleep(SETTLE);
             let worked = (|| -> Result<_> {
+                until("start", || Ok(self.sent(device)? > 0))?;
+                std::thread::sleep(SETTLE);
                 let (first, started) = (self.sent(device)?, Instant::now());
                 let result = work()?;
                 let per_second = (self.sent(device)? - first) as f64 / started.elapsed().as_secs_f64();
@@ -117,6 +121,7 @@ impl<'a> Flood<'a> {
             self.wiring.sender_side(|| write("pgctrl", "stop"))?;
             running.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
             let (result, per_second) = worked?;
+            until("stop", || Ok(self.devices()?.is_some_and(|devices| devices.running.is_empty())))?;
             let sent = self.sent(device)?;
             ensure!(per_second > 0.0, "pktgen sent nothing to {device}; see {DIRECTORY}/{device}");
             Ok((result, Flooded { sent, per_second }))
@@ -126,6 +131,9 @@ impl<'a> Flood<'a> {
     fn set_up(&self, kind: Kind, aim: Aim) -> Result<()> {
         let device = aim.device();
         write(&self.thread, "rem_device_all")?;
+        // A device added before the thread came to it would be removed as well.
+        let gone = |devices: Devices| devices.running.is_empty() && devices.stopped.is_empty();
+        until("let its devices go", || Ok(self.devices()?.is_some_and(gone)))?;
         write(&self.thread, &format!("add_device {device}"))?;
         let [source, destination] = ADDRESSES;
         let (size, mode, queue) = match kind {
@@ -154,6 +162,14 @@ impl<'a> Flood<'a> {
         settings.iter().try_for_each(|setting| write(device, setting))
     }
 
+    fn devices(&self) -> Result<Option<Devices>> {
+        let path = format!("{DIRECTORY}/{}", self.thread);
+        let state = self
+            .wiring
+            .sender_side(|| std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}")))?;
+        Ok(devices(&state))
+    }
+
     fn sent(&self, device: &str) -> Result<u64> {
         let path = format!("{DIRECTORY}/{device}");
         let state = self
@@ -162,6 +178,29 @@ impl<'a> Flood<'a> {
         packets_so_far(&state)
             .with_context(|| format!("{path} does not say how many packets were sent: {state}"))
     }
+}
+
+/// Names of a thread's interfaces.
+#[derive(Debug, PartialEq, Eq)]
+struct Devices {
+    running: String,
+    stopped: String,
+}
+
+/// The interfaces in a thread's file: `Running: ewb0 \nStopped: ewb1 \nResult: OK`.
+fn devices(state: &str) -> Option<Devices> {
+    let (running, rest) = state.split_once("Running:")?.1.split_once("Stopped:")?;
+    let stopped = rest.split("Result:").next()?;
+    Some(Devices { running: running.trim().to_owned(), stopped: stopped.trim().to_owned() })
+}
+
+fn until(what: &str, mut reached: impl FnMut() -> Result<bool>) -> Result<()> {
+    let started = Instant::now();
+    while !reached()? {
+        ensure!(started.elapsed() < OBEY, "pktgen did not {what} within {} s", OBEY.as_secs());
+        std::thread::sleep(LOOK_AGAIN);
+    }
+    Ok(())
 }
 
 /// The count in a line `     pkts-sofar: 17  errors: 0`.
@@ -180,9 +219,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_count_is_read_from_where_the_kernel_writes_it() {
+    fn counts_and_names_are_read_from_where_the_kernel_writes_them() {
         let state = "Params: count 0  min_pkt_size: 60\nCurrent:\n     pkts-sofar: 1234  errors: 5\n     started: 9us\n";
         assert_eq!(packets_so_far(state), Some(1234));
         assert_eq!(packets_so_far("Result: Idle"), None);
+        let names =
+            |running: &str, stopped: &str| Devices { running: running.into(), stopped: stopped.into() };
+        assert_eq!(devices("Running: \nStopped: ewb0 ewb1 \nResult: NA\n"), Some(names("", "ewb0 ewb1")));
+        assert_eq!(
+            devices("Running: ewb0 \n\nStopped: \nResult: OK: max_before_softirq=10\n"),
+            Some(names("ewb0", ""))
+        );
     }
 }
