@@ -1,6 +1,7 @@
 //! The cases, in the order in which they run.
 
 pub mod engine;
+pub mod pktgen;
 pub mod tun;
 
 use crate::session::Session;
@@ -17,7 +18,8 @@ pub struct Case {
 }
 
 /// Every case.
-pub const ALL: [Case; 2] = [
+pub const ALL: [Case; 3] = [
     Case { name: "engine", about: "ns per cell and per wheel event in memory", run: engine::run },
     Case { name: "tun", about: "packets per call and CPU per packet at the TUN edges", run: tun::run },
+    Case { name: "pktgen", about: "a link while the kernel's packet generator floods it", run: pktgen::run },
 ];
