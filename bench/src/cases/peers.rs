@@ -1,0 +1,139 @@
+//! What users would pick instead: processor time per 1240-byte payload that a hub forwards from client A to client B,
+//! by userspace WireGuard and by Evenwire's relay, in turn, on the same cores. [`cpu`] says what is counted.
+//!
+//! Every hub climbs the same ladder of rates. A rung counts where at most 0.1 % is lost, and a hub's figure is that of
+//! the rung where it is cheapest: a hub that sleeps between packets pays for waking up, one that is loaded does not.
+
+mod cpu;
+mod install;
+mod record;
+mod traffic;
+mod wireguard;
+mod wires;
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use cpu::{CLIENT_CORE, Pinned, Threads, Used, watch};
+use record::{Record, per_packet};
+use traffic::Tally;
+use wireguard::{Implementation, WireGuard};
+use wires::Wires;
+
+use crate::session::Session;
+
+/// Payloads per second.
+const LADDER: [u32; 5] = [5000, 10_000, 20_000, 40_000, 80_000];
+/// Share of payloads lost at which a hub climbs no higher in this round.
+const FALLEN: f64 = 0.05;
+
+/// Something that forwards payloads.
+trait Hub {
+    /// As its figures call it.
+    fn name(&self) -> &'static str;
+
+    /// Forwards `rate` payloads a second, measured for `span`.
+    ///
+    /// # Errors
+    /// Where it cannot be measured.
+    fn forward(&mut self, rate: u32, span: Duration) -> Result<Outcome>;
+}
+
+/// What came of a hub on a rung.
+#[derive(Clone, Debug)]
+struct Outcome {
+    /// While it was measured.
+    used: Used,
+    /// Payloads that arrived while it was measured.
+    forwarded: u64,
+    /// Of the whole flow, from before the measurement until after it.
+    tally: Tally,
+    /// What is wrong where the counts do not add up.
+    contradiction: Option<String>,
+}
+
+/// Measures.
+///
+/// # Errors
+/// Where the processor's own accounting cannot be read.
+pub fn run(session: &mut Session) -> Result<()> {
+    let wires = match prepare() {
+        Ok(prepared) => prepared,
+        Err(error) => {
+            for implementation in wireguard::ALL {
+                session.skip(per_packet(implementation.name), None, format!("{error:#}"));
+            }
+            return Ok(());
+        }
+    };
+    let (_pinned, wires) = wires;
+    let mut hubs: Vec<Box<dyn Hub + '_>> = Vec::new();
+    for implementation in wireguard::ALL {
+        match wireguard(implementation, &wires, session) {
+            Ok(hub) => hubs.push(Box::new(hub)),
+            Err(reason) => session.skip(per_packet(implementation.name), None, reason),
+        }
+    }
+    let records = climb(session, &mut hubs)?;
+    let mut lines = Vec::new();
+    for record in &records {
+        record.report(session);
+        lines.push(record.line());
+    }
+    session.plot("a hub's CPU by rate", "payloads per second", "CPU µs per payload", true, lines);
+    Ok(())
+}
+
+fn prepare() -> Result<(Pinned, Wires)> {
+    ensure!(relay_tests::privilege::is_root(), "namespaces and TUN devices need root: run it with sudo");
+    Ok((Pinned::to(CLIENT_CORE)?, Wires::new()?))
+}
+
+fn wireguard<'a>(
+    implementation: Implementation,
+    wires: &'a Wires,
+    session: &mut Session,
+) -> Result<WireGuard<'a>, String> {
+    if implementation.source.find().is_none() {
+        session.progress(&format!("building {} (once, some minutes)", implementation.name));
+    }
+    let program = implementation.source.get(!session.quick)?;
+    session.progress(&format!("starting {}", implementation.name));
+    WireGuard::start(implementation, &program, wires).map_err(|error| format!("{error:#}"))
+}
+
+/// Measures every hub on every rung, in turn, in rounds.
+fn climb(session: &mut Session, hubs: &mut [Box<dyn Hub + '_>]) -> Result<Vec<Record>> {
+    let (rounds, span, ladder) = if session.quick {
+        (1, Duration::from_millis(500), &LADDER[..2])
+    } else {
+        (5, Duration::from_millis(1500), &LADDER[..])
+    };
+    let mut records: Vec<Record> = hubs.iter().map(|hub| Record::new(hub.name())).collect();
+    for round in 1..=rounds {
+        let at_rest = at_rest(span)?;
+        let mut climbing = vec![true; hubs.len()];
+        for &rate in ladder {
+            for ((hub, record), climbs) in hubs.iter_mut().zip(&mut records).zip(&mut climbing) {
+                if !*climbs || record.failure.is_some() {
+                    continue;
+                }
+                session.progress(&format!("round {round} of {rounds}: {} at {rate}/s", hub.name()));
+                match hub.forward(rate, span) {
+                    Ok(outcome) => {
+                        *climbs = outcome.tally.loss() < FALLEN;
+                        record.add(rate, at_rest, outcome);
+                    }
+                    Err(error) => record.failure = Some(format!("{error:#}")),
+                }
+            }
+        }
+    }
+    Ok(records)
+}
+
+/// Share of the time in which the hub's core is not idle while every hub rests.
+fn at_rest(span: Duration) -> Result<f64> {
+    let (used, ()) = watch(&Threads::none(), || std::thread::sleep(span))?;
+    Ok(used.core.as_secs_f64() / used.wall.as_secs_f64())
+}

@@ -1,0 +1,136 @@
+//! What a hub did over all rounds, and the figures that come of it.
+
+use super::Outcome;
+use crate::session::{Series, Session};
+
+/// Share of payloads that may be lost on a rung that counts.
+const TOLERATED: f64 = 0.001;
+/// Share of a core that others may use before its busy time tells nothing of the hub.
+const MOST_AT_REST: f64 = 0.2;
+
+/// What one hub did, by rung.
+#[derive(Debug)]
+pub(super) struct Record {
+    name: &'static str,
+    rungs: Vec<Rung>,
+    /// What kept it from being measured further.
+    pub(super) failure: Option<String>,
+}
+
+#[derive(Debug)]
+struct Rung {
+    rate: u32,
+    outcomes: Vec<Outcome>,
+    /// Microseconds per payload, CPU and core time, of the rounds in which no more was lost than may be.
+    costs: Vec<(f64, f64)>,
+    /// Share of the time in which the core was not idle with every hub at rest, of the same rounds.
+    at_rest: Vec<f64>,
+}
+
+/// Medians of a rung that counts.
+#[derive(Clone, Copy, Debug)]
+struct Cost {
+    rate: u32,
+    cpu: f64,
+    core: f64,
+    at_rest: f64,
+    lost_percent: f64,
+}
+
+impl Record {
+    /// Nothing yet.
+    pub(super) const fn new(name: &'static str) -> Self {
+        Self { name, rungs: Vec::new(), failure: None }
+    }
+
+    /// Adds a round; `at_rest` is the share of time in which the core was not idle anyway.
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^52 payloads")]
+    pub(super) fn add(&mut self, rate: u32, at_rest: f64, outcome: Outcome) {
+        let at = self.rungs.iter().position(|rung| rung.rate == rate).unwrap_or_else(|| {
+            self.rungs.push(Rung { rate, outcomes: Vec::new(), costs: Vec::new(), at_rest: Vec::new() });
+            self.rungs.len() - 1
+        });
+        let rung = &mut self.rungs[at];
+        if outcome.contradiction.is_none() && outcome.tally.loss() <= TOLERATED {
+            let each = |seconds: f64| seconds * 1e6 / outcome.forwarded as f64;
+            let core = outcome.used.core.as_secs_f64() - at_rest * outcome.used.wall.as_secs_f64();
+            rung.costs.push((each(outcome.used.cpu.as_secs_f64()), each(core)));
+            rung.at_rest.push(at_rest);
+        }
+        rung.outcomes.push(outcome);
+    }
+
+    /// The rungs that at least half of the rounds carried.
+    fn costs(&self) -> impl Iterator<Item = Cost> {
+        self.rungs.iter().filter(|rung| 2 * rung.costs.len() >= rung.outcomes.len()).map(|rung| Cost {
+            rate: rung.rate,
+            cpu: median(rung.costs.iter().map(|cost| cost.0)),
+            core: median(rung.costs.iter().map(|cost| cost.1)),
+            at_rest: median(rung.at_rest.iter().copied()),
+            lost_percent: 100.0 * median(rung.outcomes.iter().map(|outcome| outcome.tally.loss())),
+        })
+    }
+
+    /// The rung where a payload costs least CPU time.
+    fn cheapest(&self) -> Option<Cost> {
+        self.costs().min_by(|one, other| one.cpu.total_cmp(&other.cpu))
+    }
+
+    /// Hands in its figures, and returns CPU time per payload, in microseconds.
+    pub(super) fn report(&self, session: &mut Session) -> Option<f64> {
+        let figure = per_packet(self.name);
+        let contradiction = self.rungs.iter().find_map(|rung| {
+            let of = |outcome: &Outcome| outcome.contradiction.clone();
+            rung.outcomes.iter().find_map(of).map(|what| format!("at {}/s: {what}", rung.rate))
+        });
+        if let Some(what) = contradiction {
+            session.invalid(figure, None, what);
+            return None;
+        }
+        let Some(cost) = self.cheapest() else {
+            let why = self.failure.clone().unwrap_or_else(|| self.losses());
+            session.invalid(figure, None, why);
+            return None;
+        };
+        session.measured(figure, cost.cpu, "µs", None);
+        let detail = |what: &str| format!("  {}, {what}", self.name);
+        let core = detail("core's busy µs per packet");
+        if cost.at_rest <= MOST_AT_REST {
+            session.measured(core, cost.core, "µs", None);
+        } else {
+            let busy = 100.0 * cost.at_rest;
+            session.invalid(core, None, format!("the core was {busy:.0} % busy with every hub at rest"));
+        }
+        session.measured(detail("packets per second at that"), f64::from(cost.rate), "1/s", None);
+        session.measured(detail("lost at that"), cost.lost_percent, "%", None);
+        Some(cost.cpu)
+    }
+
+    /// What was lost on each rung, where none counts.
+    fn losses(&self) -> String {
+        let rungs = self.rungs.iter().map(|rung| {
+            let (sent, lost) = rung.outcomes.iter().fold((0, 0), |(sent, lost), outcome| {
+                (sent + outcome.tally.sent, lost + outcome.tally.lost())
+            });
+            format!("{lost} of {sent} at {}/s", rung.rate)
+        });
+        format!("lost more than 0.1 % in most rounds at every rate: {}", rungs.collect::<Vec<_>>().join(", "))
+    }
+
+    /// Its line in the plot.
+    pub(super) fn line(&self) -> Series {
+        let points = self.costs().map(|cost| (f64::from(cost.rate), cost.cpu)).collect();
+        Series { name: self.name.into(), points }
+    }
+}
+
+/// The name of a hub's main figure.
+pub(super) fn per_packet(name: &str) -> String {
+    format!("{name}, CPU µs per packet")
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
