@@ -6,7 +6,9 @@
 
 mod cpu;
 mod install;
+mod neighbours;
 mod record;
+mod relay;
 mod traffic;
 mod wireguard;
 mod wires;
@@ -16,14 +18,19 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use cpu::{CLIENT_CORE, Pinned, Threads, Used, watch};
 use record::{Record, per_packet};
+use relay::Evenwire;
 use traffic::Tally;
 use wireguard::{Implementation, WireGuard};
 use wires::Wires;
 
+use crate::figure::Target;
 use crate::session::Session;
 
 /// Payloads per second.
-const LADDER: [u32; 5] = [5000, 10_000, 20_000, 40_000, 80_000];
+const LADDER: [u32; 9] = [5000, 10_000, 20_000, 40_000, 80_000, 120_000, 160_000, 200_000, 300_000];
+const RATIO: &str = "CPU per relayed cell / the best userspace WireGuard hub's CPU per packet";
+const TARGET: Target = Target::AtMost(0.2);
+
 /// Share of payloads lost at which a hub climbs no higher in this round.
 const FALLEN: f64 = 0.05;
 
@@ -60,9 +67,12 @@ pub fn run(session: &mut Session) -> Result<()> {
     let wires = match prepare() {
         Ok(prepared) => prepared,
         Err(error) => {
-            for implementation in wireguard::ALL {
-                session.skip(per_packet(implementation.name), None, format!("{error:#}"));
+            for name in
+                wireguard::ALL.map(|implementation| implementation.name).into_iter().chain([relay::NAME])
+            {
+                session.skip(per_packet(name), None, format!("{error:#}"));
             }
+            session.skip(RATIO, Some(TARGET), format!("{error:#}"));
             return Ok(());
         }
     };
@@ -74,11 +84,28 @@ pub fn run(session: &mut Session) -> Result<()> {
             Err(reason) => session.skip(per_packet(implementation.name), None, reason),
         }
     }
+    match Evenwire::new(&wires) {
+        Ok(relay) => hubs.push(Box::new(relay)),
+        Err(error) => session.skip(per_packet(relay::NAME), None, format!("{error:#}")),
+    }
     let records = climb(session, &mut hubs)?;
-    let mut lines = Vec::new();
+    let (mut lines, mut best, mut own) = (Vec::new(), None::<f64>, None);
     for record in &records {
-        record.report(session);
         lines.push(record.line());
+        let cost = record.report(session);
+        if record.name() == relay::NAME {
+            own = cost;
+        } else {
+            best = best.into_iter().chain(cost).min_by(f64::total_cmp);
+        }
+    }
+    match (own, best) {
+        (Some(own), Some(best)) => session.measured(RATIO, own / best, "ratio", Some(TARGET)),
+        _ => session.skip(
+            RATIO,
+            Some(TARGET),
+            "the relay, or every WireGuard hub, was not measured; see above",
+        ),
     }
     session.plot("a hub's CPU by rate", "payloads per second", "CPU µs per payload", true, lines);
     Ok(())
@@ -105,9 +132,9 @@ fn wireguard<'a>(
 /// Measures every hub on every rung, in turn, in rounds.
 fn climb(session: &mut Session, hubs: &mut [Box<dyn Hub + '_>]) -> Result<Vec<Record>> {
     let (rounds, span, ladder) = if session.quick {
-        (1, Duration::from_millis(500), &LADDER[..2])
+        (1, Duration::from_millis(500), &LADDER[1..5])
     } else {
-        (5, Duration::from_millis(1500), &LADDER[..])
+        (3, Duration::from_millis(1500), &LADDER[..])
     };
     let mut records: Vec<Record> = hubs.iter().map(|hub| Record::new(hub.name())).collect();
     for round in 1..=rounds {

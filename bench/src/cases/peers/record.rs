@@ -43,6 +43,11 @@ impl Record {
         Self { name, rungs: Vec::new(), failure: None }
     }
 
+    /// As the hub's figures call it.
+    pub(super) const fn name(&self) -> &'static str {
+        self.name
+    }
+
     /// Adds a round; `at_rest` is the share of time in which the core was not idle anyway.
     #[expect(clippy::cast_precision_loss, reason = "far below 2^52 payloads")]
     pub(super) fn add(&mut self, rate: u32, at_rest: f64, outcome: Outcome) {
@@ -126,7 +131,8 @@ impl Record {
 
 /// The name of a hub's main figure.
 pub(super) fn per_packet(name: &str) -> String {
-    format!("{name}, CPU µs per packet")
+    let unit = if name == super::relay::NAME { "relayed cell" } else { "packet" };
+    format!("{name}, CPU µs per {unit}")
 }
 
 fn median(values: impl Iterator<Item = f64>) -> f64 {
