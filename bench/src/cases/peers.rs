@@ -9,6 +9,7 @@ mod install;
 mod neighbours;
 mod record;
 mod relay;
+mod tor;
 mod traffic;
 mod wireguard;
 mod wires;
@@ -27,9 +28,13 @@ use crate::figure::Target;
 use crate::session::Session;
 
 /// Payloads per second.
-const LADDER: [u32; 9] = [5000, 10_000, 20_000, 40_000, 80_000, 120_000, 160_000, 200_000, 300_000];
+const LADDER: [u32; 12] =
+    [5000, 10_000, 20_000, 40_000, 80_000, 120_000, 160_000, 190_000, 220_000, 250_000, 280_000, 320_000];
 const RATIO: &str = "CPU per relayed cell / the best userspace WireGuard hub's CPU per packet";
 const TARGET: Target = Target::AtMost(0.2);
+
+const TOR: &str = "tor, CPU seconds per GiB over three relays";
+const LIKE_TOR: &str = "evenwire, the same: computed, three times the CPU per relayed cell";
 
 /// Share of payloads lost at which a hub climbs no higher in this round.
 const FALLEN: f64 = 0.05;
@@ -108,7 +113,27 @@ pub fn run(session: &mut Session) -> Result<()> {
         ),
     }
     session.plot("a hub's CPU by rate", "payloads per second", "CPU µs per payload", true, lines);
+    drop(hubs);
+    beside_tor(session, own);
     Ok(())
+}
+
+/// Tor's figure, and what the relay's comes to for as much data.
+fn beside_tor(session: &mut Session, own: Option<f64>) {
+    #[expect(clippy::cast_precision_loss, reason = "1 GiB, and a cell's 1248 bytes")]
+    const CELLS_PER_GIB: f64 = (1u64 << 30) as f64 / relay_common::wire::DATA_LEN as f64;
+    if session.quick {
+        session.skip(TOR, None, "its network takes half a minute to come up: run this case without --quick");
+    } else {
+        match tor::seconds_per_gib(session) {
+            Ok(seconds) => session.measured(TOR, seconds, "s", None),
+            Err(error) => session.skip(TOR, None, format!("{error:#}")),
+        }
+    }
+    match own {
+        Some(own) => session.measured(LIKE_TOR, own * 1e-6 * 3.0 * CELLS_PER_GIB, "s", None),
+        None => session.skip(LIKE_TOR, None, "the CPU per relayed cell was not measured; see above"),
+    }
 }
 
 fn prepare() -> Result<(Pinned, Wires)> {

@@ -50,22 +50,22 @@ impl Drop for Pinned {
 /// The threads of one hub.
 #[derive(Debug)]
 pub(super) struct Threads {
-    tasks: PathBuf,
+    tasks: Vec<PathBuf>,
     only: Option<BTreeSet<u32>>,
     /// What the scheduler says of `ksoftirqd`; in a container its process may be hidden, and is not counted then.
     softirq: Option<PathBuf>,
 }
 
 impl Threads {
-    /// All threads of the process `pid`, those it starts later included.
-    pub(super) fn of_process(pid: u32) -> Self {
-        let tasks = Path::new("/proc").join(pid.to_string()).join("task");
-        Self { tasks, only: None, softirq: ksoftirqd() }
+    /// All threads of these processes, those that they start later included.
+    pub(super) fn of_processes(pids: impl IntoIterator<Item = u32>) -> Self {
+        let tasks = pids.into_iter().map(|pid| Path::new("/proc").join(pid.to_string()).join("task"));
+        Self { tasks: tasks.collect(), only: None, softirq: ksoftirqd() }
     }
 
     /// No threads: for the core alone.
     pub(super) fn none() -> Self {
-        Self { tasks: PathBuf::from("/proc/self/task"), only: Some(BTreeSet::new()), softirq: None }
+        Self { tasks: Vec::new(), only: None, softirq: None }
     }
 
     /// The threads of this process that `start` starts, and what it returns.
@@ -75,19 +75,21 @@ impl Threads {
         let started = start()?;
         let only: BTreeSet<u32> = list(&tasks)?.difference(&before).copied().collect();
         ensure!(!only.is_empty(), "no thread was started");
-        Ok((Self { tasks, only: Some(only), softirq: ksoftirqd() }, started))
+        Ok((Self { tasks: vec![tasks], only: Some(only), softirq: ksoftirqd() }, started))
     }
 
     /// Nanoseconds on a processor so far, by thread.
     fn times(&self) -> Result<BTreeMap<u32, u64>> {
         let mut times = BTreeMap::new();
-        for thread in list(&self.tasks)? {
-            if self.only.as_ref().is_some_and(|only| !only.contains(&thread)) {
-                continue;
-            }
-            // One that has just ended is missed by `watch`.
-            if let Ok(time) = nanos(&self.tasks.join(thread.to_string()).join("schedstat")) {
-                times.insert(thread, time);
+        for tasks in &self.tasks {
+            for thread in list(tasks)? {
+                if self.only.as_ref().is_some_and(|only| !only.contains(&thread)) {
+                    continue;
+                }
+                // One that has just ended is missed by `watch`.
+                if let Ok(time) = nanos(&tasks.join(thread.to_string()).join("schedstat")) {
+                    times.insert(thread, time);
+                }
             }
         }
         Ok(times)
@@ -190,7 +192,7 @@ mod tests {
             stop.store(true, std::sync::atomic::Ordering::Relaxed);
             assert!(busy.cpu > Duration::ZERO && busy.wall >= Duration::from_millis(100), "{busy:?}");
         });
-        let own = Threads::of_process(std::process::id());
+        let own = Threads::of_processes([std::process::id()]);
         assert!(own.times().unwrap().contains_key(&std::process::id()));
     }
 }

@@ -21,18 +21,20 @@ pub(super) struct Record {
 struct Rung {
     rate: u32,
     outcomes: Vec<Outcome>,
-    /// Microseconds per payload, CPU and core time, of the rounds in which no more was lost than may be.
-    costs: Vec<(f64, f64)>,
-    /// Share of the time in which the core was not idle with every hub at rest, of the same rounds.
-    at_rest: Vec<f64>,
+    /// The rounds in which no more was lost than may be.
+    carried: Vec<Cost>,
 }
 
-/// Medians of a rung that counts.
+/// A round on a rung, or the medians of several.
 #[derive(Clone, Copy, Debug)]
 struct Cost {
-    rate: u32,
+    /// Payloads that arrived per second.
+    rate: f64,
+    /// Microseconds per payload.
     cpu: f64,
+    /// The same of the core's busy time.
     core: f64,
+    /// Share of the time in which the core was not idle with every hub at rest.
     at_rest: f64,
     lost_percent: f64,
 }
@@ -52,27 +54,36 @@ impl Record {
     #[expect(clippy::cast_precision_loss, reason = "far below 2^52 payloads")]
     pub(super) fn add(&mut self, rate: u32, at_rest: f64, outcome: Outcome) {
         let at = self.rungs.iter().position(|rung| rung.rate == rate).unwrap_or_else(|| {
-            self.rungs.push(Rung { rate, outcomes: Vec::new(), costs: Vec::new(), at_rest: Vec::new() });
+            self.rungs.push(Rung { rate, outcomes: Vec::new(), carried: Vec::new() });
             self.rungs.len() - 1
         });
         let rung = &mut self.rungs[at];
         if outcome.contradiction.is_none() && outcome.tally.loss() <= TOLERATED {
             let each = |seconds: f64| seconds * 1e6 / outcome.forwarded as f64;
-            let core = outcome.used.core.as_secs_f64() - at_rest * outcome.used.wall.as_secs_f64();
-            rung.costs.push((each(outcome.used.cpu.as_secs_f64()), each(core)));
-            rung.at_rest.push(at_rest);
+            let wall = outcome.used.wall.as_secs_f64();
+            rung.carried.push(Cost {
+                rate: outcome.forwarded as f64 / wall,
+                cpu: each(outcome.used.cpu.as_secs_f64()),
+                core: each(outcome.used.core.as_secs_f64() - at_rest * wall),
+                at_rest,
+                lost_percent: 100.0 * outcome.tally.loss(),
+            });
         }
         rung.outcomes.push(outcome);
     }
 
-    /// The rungs that at least half of the rounds carried.
+    /// The rungs that most of the rounds carried.
     fn costs(&self) -> impl Iterator<Item = Cost> {
-        self.rungs.iter().filter(|rung| 2 * rung.costs.len() >= rung.outcomes.len()).map(|rung| Cost {
-            rate: rung.rate,
-            cpu: median(rung.costs.iter().map(|cost| cost.0)),
-            core: median(rung.costs.iter().map(|cost| cost.1)),
-            at_rest: median(rung.at_rest.iter().copied()),
-            lost_percent: 100.0 * median(rung.outcomes.iter().map(|outcome| outcome.tally.loss())),
+        let carried = |rung: &&Rung| 2 * rung.carried.len() > rung.outcomes.len();
+        self.rungs.iter().filter(carried).map(|rung| {
+            let of = |part: fn(&Cost) -> f64| median(rung.carried.iter().map(part));
+            Cost {
+                rate: of(|cost| cost.rate),
+                cpu: of(|cost| cost.cpu),
+                core: of(|cost| cost.core),
+                at_rest: of(|cost| cost.at_rest),
+                lost_percent: of(|cost| cost.lost_percent),
+            }
         })
     }
 
@@ -106,7 +117,7 @@ impl Record {
             let busy = 100.0 * cost.at_rest;
             session.invalid(core, None, format!("the core was {busy:.0} % busy with every hub at rest"));
         }
-        session.measured(detail("packets per second at that"), f64::from(cost.rate), "1/s", None);
+        session.measured(detail("packets per second at that"), cost.rate, "1/s", None);
         session.measured(detail("lost at that"), cost.lost_percent, "%", None);
         Some(cost.cpu)
     }
@@ -124,7 +135,7 @@ impl Record {
 
     /// Its line in the plot.
     pub(super) fn line(&self) -> Series {
-        let points = self.costs().map(|cost| (f64::from(cost.rate), cost.cpu)).collect();
+        let points = self.costs().map(|cost| (cost.rate, cost.cpu)).collect();
         Series { name: self.name.into(), points }
     }
 }

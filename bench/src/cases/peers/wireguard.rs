@@ -232,7 +232,7 @@ impl Hub for WireGuard<'_> {
     }
 
     fn forward(&mut self, rate: u32, span: Duration) -> Result<Outcome> {
-        let threads = Threads::of_process(self.hub.child.id());
+        let threads = Threads::of_processes([self.hub.child.id()]);
         let flow = self.flow(rate)?;
         std::thread::sleep(WARM_UP);
         let (used, forwarded) = watch(&threads, || {
