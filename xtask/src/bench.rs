@@ -58,7 +58,8 @@ fn install_peers(args: &[String]) {
         };
         let install = ["install", "--yes", "--no-install-recommends", package];
         // A fresh image has no package lists yet.
-        if !get(&install) && !(get(&["update"]) && get(&install)) {
+        let installed = get(&install) || (get(&["update"]) && get(&install));
+        if !installed {
             eprintln!("{package} could not be installed: its rows will be left out");
         }
     }
