@@ -22,10 +22,14 @@ pub(super) const HUB_CORE: usize = 0;
 /// Where clients, traffic and everything else of this case run.
 pub(super) const CLIENT_CORE: usize = 1;
 
-/// Keeps the calling thread, and what it starts, on one core until dropped.
+/// Nice value of all that takes part, hubs, clients and traffic alike, so that other programs disturb them less.
+const NICE: i32 = -20;
+
+/// Keeps the calling thread, and what it starts, on one core and ahead of other programs until dropped.
 #[derive(Debug)]
 pub(super) struct Pinned {
     before: CpuSet,
+    nice: i32,
 }
 
 impl Pinned {
@@ -36,7 +40,9 @@ impl Pinned {
         set.set(core);
         rustix::thread::sched_setaffinity(None, &set)
             .with_context(|| format!("core {core} cannot be used, and this case needs cores 0 and 1"))?;
-        Ok(Self { before })
+        let nice = rustix::process::getpriority_process(None).context("getpriority")?;
+        rustix::process::setpriority_process(None, NICE).context("setpriority")?;
+        Ok(Self { before, nice })
     }
 }
 
@@ -44,6 +50,7 @@ impl Drop for Pinned {
     fn drop(&mut self) {
         // Nothing worse comes of a refusal than later cases on one core, which their figures' noise shows.
         rustix::thread::sched_setaffinity(None, &self.before).ok();
+        rustix::process::setpriority_process(None, self.nice).ok();
     }
 }
 

@@ -5,6 +5,8 @@ use crate::session::{Series, Session};
 
 /// Share of payloads that may be lost on a rung that counts.
 const TOLERATED: f64 = 0.001;
+/// Share of a rung's rate that must arrive: the clients may be what cannot keep up.
+const REACHED: f64 = 0.95;
 /// Share of a core that others may use before its busy time tells nothing of the hub.
 const MOST_AT_REST: f64 = 0.2;
 
@@ -21,7 +23,7 @@ pub(super) struct Record {
 struct Rung {
     rate: u32,
     outcomes: Vec<Outcome>,
-    /// The rounds in which no more was lost than may be.
+    /// The rounds in which the rate was reached and no more was lost than may be.
     carried: Vec<Cost>,
 }
 
@@ -58,11 +60,13 @@ impl Record {
             self.rungs.len() - 1
         });
         let rung = &mut self.rungs[at];
-        if outcome.contradiction.is_none() && outcome.tally.loss() <= TOLERATED {
+        let wall = outcome.used.wall.as_secs_f64();
+        let reached = outcome.forwarded as f64 / wall;
+        let carried = outcome.tally.loss() <= TOLERATED && reached >= REACHED * f64::from(rate);
+        if outcome.contradiction.is_none() && carried {
             let each = |seconds: f64| seconds * 1e6 / outcome.forwarded as f64;
-            let wall = outcome.used.wall.as_secs_f64();
             rung.carried.push(Cost {
-                rate: outcome.forwarded as f64 / wall,
+                rate: reached,
                 cpu: each(outcome.used.cpu.as_secs_f64()),
                 core: each(outcome.used.core.as_secs_f64() - at_rest * wall),
                 at_rest,
@@ -122,15 +126,16 @@ impl Record {
         Some(cost.cpu)
     }
 
-    /// What was lost on each rung, where none counts.
+    /// What became of each rung, where none counts.
     fn losses(&self) -> String {
         let rungs = self.rungs.iter().map(|rung| {
             let (sent, lost) = rung.outcomes.iter().fold((0, 0), |(sent, lost), outcome| {
                 (sent + outcome.tally.sent, lost + outcome.tally.lost())
             });
-            format!("{lost} of {sent} at {}/s", rung.rate)
+            format!("{lost} of {sent} lost at {}/s", rung.rate)
         });
-        format!("lost more than 0.1 % in most rounds at every rate: {}", rungs.collect::<Vec<_>>().join(", "))
+        let rungs = rungs.collect::<Vec<_>>().join(", ");
+        format!("no rate was kept up with at most 0.1 % lost in most rounds: {rungs}")
     }
 
     /// Its line in the plot.

@@ -40,9 +40,9 @@ pub(super) const BACK: u32 = 0;
 const DEPTH: usize = 1;
 const UDP_PORT: u16 = 7443;
 /// Frames of either end, of 2 KiB each.
-const FRAMES: u32 = 8192;
-/// Entries of each AF_XDP ring.
-const RING: u32 = 2048;
+const FRAMES: u32 = 16384;
+/// Entries of each AF_XDP ring: as a relay has without a word in its file.
+const RING: u32 = 4096;
 /// Slots for each hundred payloads.
 const SLOTS_PER_HUNDRED: u32 = 105;
 /// Time that traffic runs before it is measured.
@@ -62,7 +62,7 @@ impl<'a> Evenwire<'a> {
     /// # Errors
     /// Where the machine has no memory for the frames.
     pub(super) fn new(wires: &'a Wires) -> Result<Self> {
-        let arena = || Arena::anonymous(FRAMES).context("16 MiB of frames");
+        let arena = || Arena::anonymous(FRAMES).context("32 MiB of frames");
         Ok(Self { wires, arenas: [arena()?, arena()?] })
     }
 }
