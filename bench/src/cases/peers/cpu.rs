@@ -14,44 +14,33 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use rustix::thread::CpuSet;
+use thread_priority::{
+    RealtimeThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy, set_thread_priority_and_policy,
+    thread_native_id,
+};
 
 /// Where the hub runs.
 pub(super) const HUB_CORE: usize = 0;
 /// Where clients, traffic and everything else of this case run.
 pub(super) const CLIENT_CORE: usize = 1;
 
-/// Nice value of all that takes part, hubs, clients and traffic alike, so that other programs disturb them less.
-const NICE: i32 = -20;
-
-/// Keeps the calling thread, and what it starts, on one core and ahead of other programs until dropped.
-#[derive(Debug)]
-pub(super) struct Pinned {
-    before: CpuSet,
-    nice: i32,
-}
-
-impl Pinned {
-    /// Moves the calling thread to `core`.
-    pub(super) fn to(core: usize) -> Result<Self> {
-        let before = rustix::thread::sched_getaffinity(None).context("sched_getaffinity")?;
-        let mut set = CpuSet::new();
-        set.set(core);
-        rustix::thread::sched_setaffinity(None, &set)
-            .with_context(|| format!("core {core} cannot be used, and this case needs cores 0 and 1"))?;
-        let nice = rustix::process::getpriority_process(None).context("getpriority")?;
-        rustix::process::setpriority_process(None, NICE).context("setpriority")?;
-        Ok(Self { before, nice })
-    }
-}
-
-impl Drop for Pinned {
-    fn drop(&mut self) {
-        // Nothing worse comes of a refusal than later cases on one core, which their figures' noise shows.
-        rustix::thread::sched_setaffinity(None, &self.before).ok();
-        rustix::process::setpriority_process(None, self.nice).ok();
-    }
+/// Moves the calling thread, and with it what it starts from now on, to `core` and the lowest real-time priority. All
+/// that takes part runs at that, as a relay's adaptive worker does by itself: what other programs do on the cores shall
+/// disturb no hub, and none more than another. By turns, so that nobody who spins shuts the others out.
+///
+/// # Errors
+/// Where the core is not there, or the right to the priority is not.
+pub(super) fn move_to(core: usize) -> Result<()> {
+    let mut set = CpuSet::new();
+    set.set(core);
+    rustix::thread::sched_setaffinity(None, &set)
+        .with_context(|| format!("core {core} cannot be used, and this case needs cores 0 and 1"))?;
+    let policy = ThreadSchedulePolicy::Realtime(RealtimeThreadSchedulePolicy::RoundRobin);
+    let lowest = ThreadPriority::Crossplatform(1u8.try_into().map_err(anyhow::Error::msg)?);
+    set_thread_priority_and_policy(thread_native_id(), lowest, policy)
+        .map_err(|error| anyhow!("no real-time priority, which needs CAP_SYS_NICE: {error}"))
 }
 
 /// The threads of one hub.

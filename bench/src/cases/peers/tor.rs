@@ -15,7 +15,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use relay_tests::Netns;
 use relay_tests::processes::end_child;
 
-use super::cpu::{CLIENT_CORE, HUB_CORE, Pinned, Threads, watch};
+use super::cpu::{CLIENT_CORE, HUB_CORE, Threads, move_to, watch};
 use super::install::{Source, cache, last_line};
 use super::wires::ip;
 use crate::session::Session;
@@ -161,7 +161,7 @@ impl Network {
             let mut command = Command::new(program);
             command.arg("-f").arg(torrc).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
             let child = place.netns.run(|| {
-                let _there = Pinned::to(core)?;
+                move_to(core)?;
                 command.spawn().with_context(|| format!("cannot start {}", program.display()))
             })?;
             processes.push(Process { log: place.log(&name), name, child });

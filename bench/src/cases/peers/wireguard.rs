@@ -15,7 +15,7 @@ use relay_tests::Netns;
 use relay_tests::processes::end_child;
 use relay_user::crypto::StaticKey;
 
-use super::cpu::{CLIENT_CORE, HUB_CORE, Pinned, Threads, watch};
+use super::cpu::{CLIENT_CORE, HUB_CORE, Threads, move_to, watch};
 use super::install::{Source, cache, last_line};
 use super::traffic::Flow;
 use super::wires::{Wires, ip, wire_a, wire_b};
@@ -94,7 +94,7 @@ impl Instance {
         command.args(implementation.arguments).arg(&interface).stdin(Stdio::null()).current_dir(cache());
         command.stdout(output.try_clone()?).stderr(output);
         let child = netns.run(|| {
-            let _there = Pinned::to(core)?;
+            move_to(core)?;
             command.spawn().with_context(|| format!("cannot start {}", program.display()))
         })?;
         let mut instance = Self { child, interface, log };
