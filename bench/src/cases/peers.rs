@@ -15,10 +15,12 @@ mod traffic;
 mod wireguard;
 mod wires;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Result, anyhow, ensure};
+use anyhow::{Result, anyhow};
 use cpu::{CLIENT_CORE, Threads, Used, move_to, watch};
+use install::Source;
 use record::{Record, per_packet};
 use relay::Evenwire;
 use traffic::Tally;
@@ -29,10 +31,12 @@ use crate::figure::Target;
 use crate::session::Session;
 
 /// Payloads per second.
-const LADDER: [u32; 13] = [
-    5000, 10_000, 20_000, 40_000, 60_000, 80_000, 120_000, 160_000, 190_000, 220_000, 250_000, 280_000,
-    320_000,
+const LADDER: [u32; 14] = [
+    5000, 10_000, 20_000, 40_000, 60_000, 80_000, 120_000, 160_000, 200_000, 240_000, 280_000, 320_000,
+    360_000, 400_000,
 ];
+/// The same for a first look.
+const QUICK_LADDER: [u32; 3] = [20_000, 60_000, 280_000];
 const RATIO: &str = "CPU per relayed cell / the best userspace WireGuard hub's CPU per packet";
 const TARGET: Target = Target::AtMost(0.2);
 
@@ -96,32 +100,52 @@ impl std::fmt::Display for Outcome {
 /// # Errors
 /// Where the processor's own accounting cannot be read.
 pub fn run(session: &mut Session) -> Result<()> {
+    if !relay_tests::privilege::is_root() {
+        skip_all(session, "namespaces and TUN devices need root: run it with sudo");
+        return Ok(());
+    }
+    let mut programs = Vec::new();
+    for implementation in wireguard::ALL {
+        let built = matches!(implementation.source, Source::Crate { .. });
+        if built && !session.quick && implementation.source.find().is_none() {
+            session.progress(&format!("building {} (once, some minutes)", implementation.name));
+        }
+        match implementation.source.get(!session.quick) {
+            Ok(program) => programs.push((implementation, program)),
+            Err(reason) => session.skip(per_packet(implementation.name), None, reason),
+        }
+    }
     // On a thread of its own, which takes its core and priority with it when it ends.
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name("peers".into());
-        let case = thread.spawn_scoped(scope, || measure(session))?;
+        let case = thread.spawn_scoped(scope, || measure(session, programs))?;
         case.join().map_err(|_| anyhow!("the case panicked"))?
     })
 }
 
-fn measure(session: &mut Session) -> Result<()> {
-    let wires = match prepare() {
-        Ok(prepared) => prepared,
+fn skip_all(session: &mut Session, why: &str) {
+    let names = wireguard::ALL.map(|implementation| implementation.name);
+    for name in names.into_iter().chain([relay::NAME]) {
+        session.skip(per_packet(name), None, why);
+    }
+    session.skip(RATIO, Some(TARGET), why);
+    session.skip(TOR, None, why);
+}
+
+fn measure(session: &mut Session, programs: Vec<(Implementation, PathBuf)>) -> Result<()> {
+    let wires = match move_to(CLIENT_CORE).and_then(|()| Wires::new()) {
+        Ok(wires) => wires,
         Err(error) => {
-            for name in
-                wireguard::ALL.map(|implementation| implementation.name).into_iter().chain([relay::NAME])
-            {
-                session.skip(per_packet(name), None, format!("{error:#}"));
-            }
-            session.skip(RATIO, Some(TARGET), format!("{error:#}"));
+            skip_all(session, &format!("{error:#}"));
             return Ok(());
         }
     };
     let mut hubs: Vec<Box<dyn Hub + '_>> = Vec::new();
-    for implementation in wireguard::ALL {
-        match wireguard(implementation, &wires, session) {
+    for (implementation, program) in programs {
+        session.progress(&format!("starting {}", implementation.name));
+        match WireGuard::start(implementation, &program, &wires) {
             Ok(hub) => hubs.push(Box::new(hub)),
-            Err(reason) => session.skip(per_packet(implementation.name), None, reason),
+            Err(error) => session.skip(per_packet(implementation.name), None, format!("{error:#}")),
         }
     }
     match Evenwire::new(&wires) {
@@ -171,29 +195,10 @@ fn beside_tor(session: &mut Session, own: Option<f64>) {
     }
 }
 
-fn prepare() -> Result<Wires> {
-    ensure!(relay_tests::privilege::is_root(), "namespaces and TUN devices need root: run it with sudo");
-    move_to(CLIENT_CORE)?;
-    Wires::new()
-}
-
-fn wireguard<'a>(
-    implementation: Implementation,
-    wires: &'a Wires,
-    session: &mut Session,
-) -> Result<WireGuard<'a>, String> {
-    if implementation.source.find().is_none() {
-        session.progress(&format!("building {} (once, some minutes)", implementation.name));
-    }
-    let program = implementation.source.get(!session.quick)?;
-    session.progress(&format!("starting {}", implementation.name));
-    WireGuard::start(implementation, &program, wires).map_err(|error| format!("{error:#}"))
-}
-
 /// Measures every hub on every rung, in turn, in rounds.
 fn climb(session: &mut Session, hubs: &mut [Box<dyn Hub + '_>]) -> Result<Vec<Record>> {
     let (rounds, span, ladder) = if session.quick {
-        (1, Duration::from_millis(500), &LADDER[1..5])
+        (1, Duration::from_millis(300), &QUICK_LADDER[..])
     } else {
         (5, Duration::from_millis(800), &LADDER[..])
     };

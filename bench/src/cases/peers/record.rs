@@ -28,6 +28,8 @@ struct Rung {
 /// A round on a rung, or the medians of several.
 #[derive(Clone, Copy, Debug)]
 struct Cost {
+    /// Payloads that should have been sent per second.
+    rung: u32,
     /// Payloads that arrived per second.
     rate: f64,
     /// Microseconds per payload.
@@ -60,6 +62,7 @@ impl Record {
         if outcome.contradiction.is_none() && outcome.tally.loss() <= TOLERATED {
             let wall = outcome.used.wall.as_secs_f64();
             rung.carried.push(Cost {
+                rung: rate,
                 rate: outcome.rate(),
                 cpu: outcome.each(outcome.used.cpu.as_secs_f64()),
                 core: outcome.each(outcome.used.core.as_secs_f64() - at_rest * wall),
@@ -76,6 +79,7 @@ impl Record {
         self.rungs.iter().filter(carried).map(|rung| {
             let of = |part: fn(&Cost) -> f64| median(rung.carried.iter().map(part));
             Cost {
+                rung: rung.rate,
                 rate: of(|cost| cost.rate),
                 cpu: of(|cost| cost.cpu),
                 core: of(|cost| cost.core),
@@ -117,6 +121,10 @@ impl Record {
         }
         session.measured(detail("packets per second at that"), cost.rate, "1/s", None);
         session.measured(detail("lost at that"), cost.lost_percent, "%", None);
+        if let Some(cost) = self.costs().next() {
+            let figure = detail(&format!("µs per packet at {}/s", cost.rung));
+            session.measured(figure, cost.cpu, "µs", None);
+        }
         Some(cost.cpu)
     }
 

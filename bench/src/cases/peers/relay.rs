@@ -1,10 +1,12 @@
 //! Evenwire's relay as a hub: a middle relay, its real worker on a real AF_XDP port, and both its neighbours.
 //!
-//! The relay has one link in and two out, over which the cells of two circuits go by turns: a single link has 200,000
-//! slots a second at most. The links out have a few more slots than there are payloads, and send cover in those; what
-//! cover costs is charged to the payloads. The worker polls adaptively, since a busy one uses its core up by design.
-//! But near its next slot an adaptive worker spins too, for up to 15 µs, so at low rates most of its time is waiting,
-//! and at high ones, with no time to wait, all of it is work.
+//! The relay has one link in and several out, over which the cells of as many circuits go by turns: a single link has
+//! 200,000 slots a second at most. The links out have a few more slots than there are payloads, and send cover in
+//! those; what cover costs is charged to the payloads.
+//!
+//! The worker polls adaptively, since a busy one uses its core up by design. But near its next slot an adaptive worker
+//! spins too, for up to 15 µs, so at low rates most of its time is waiting. At high ones, with no time to wait, it is
+//! all work; only there does a payload's cost say what forwarding costs.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -33,7 +35,7 @@ use super::{Hub, Outcome};
 /// As its figures call it.
 pub(super) const NAME: &str = "evenwire";
 /// Circuits, each over an own link towards the exit.
-pub(super) const LANES: u32 = 2;
+pub(super) const LANES: u32 = 4;
 /// The link from the entry; those towards the exit are 1 and up. Links' numbers are the receiver indices as well.
 pub(super) const BACK: u32 = 0;
 /// The place of the relay on the circuits.
