@@ -133,7 +133,8 @@ fn skip_all(session: &mut Session, why: &str) {
 }
 
 fn measure(session: &mut Session, programs: Vec<(Implementation, PathBuf)>) -> Result<()> {
-    let wires = match move_to(CLIENT_CORE).and_then(|()| Wires::new()) {
+    let ready = install::end_leftovers().and_then(|()| move_to(CLIENT_CORE)).and_then(|()| Wires::new());
+    let wires = match ready {
         Ok(wires) => wires,
         Err(error) => {
             skip_all(session, &format!("{error:#}"));
@@ -174,7 +175,7 @@ fn measure(session: &mut Session, programs: Vec<(Implementation, PathBuf)>) -> R
     session.plot("a hub's CPU by rate", "payloads per second", "CPU µs per payload", true, lines);
     drop(hubs);
     beside_tor(session, own);
-    Ok(())
+    install::end_leftovers()
 }
 
 /// Tor's figure, and what the relay's comes to for as much data.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use relay_tests::processes::end_child;
+use relay_tests::processes::{ProcessRecord, end_child};
 
 /// Time that a build may take.
 const PATIENCE: Duration = Duration::from_secs(900);
@@ -80,6 +80,20 @@ fn root(name: &str, version: &str) -> PathBuf {
 pub(super) fn cache() -> PathBuf {
     let own = std::env::current_exe().unwrap_or_default();
     own.ancestors().nth(2).unwrap_or(Path::new("target")).join("peers")
+}
+
+/// What this case started, so that a run after a crash ends what the crash left running.
+pub(super) fn processes() -> ProcessRecord {
+    ProcessRecord::at(cache().join("processes"))
+}
+
+/// Ends what an earlier run left running, and forgets it.
+pub(super) fn end_leftovers() -> anyhow::Result<()> {
+    processes().end_all(Duration::from_secs(2))?;
+    match std::fs::remove_file(cache().join("processes")) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+        _ => Ok(()),
+    }
 }
 
 fn build(name: &str, version: &str, root: &Path) -> Result<(), String> {

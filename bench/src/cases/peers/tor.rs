@@ -16,7 +16,7 @@ use relay_tests::Netns;
 use relay_tests::processes::end_child;
 
 use super::cpu::{CLIENT_CORE, HUB_CORE, Threads, move_to, watch};
-use super::install::{Source, cache, last_line};
+use super::install::{self, Source, cache, last_line};
 use super::wires::ip;
 use crate::session::Session;
 
@@ -164,7 +164,9 @@ impl Network {
                 move_to(core)?;
                 command.spawn().with_context(|| format!("cannot start {}", program.display()))
             })?;
-            processes.push(Process { log: place.log(&name), name, child });
+            let process = Process { log: place.log(&name), name, child };
+            install::processes().add(process.child.id())?;
+            processes.push(process);
         }
         let server = Server::start(&place.netns)?;
         let mut network = Self { processes, _server: server, place };

@@ -16,7 +16,7 @@ use relay_tests::processes::end_child;
 use relay_user::crypto::StaticKey;
 
 use super::cpu::{CLIENT_CORE, HUB_CORE, Threads, move_to, watch};
-use super::install::{Source, cache, last_line};
+use super::install::{Source, cache, last_line, processes};
 use super::traffic::Flow;
 use super::wires::{Wires, ip, wire_a, wire_b};
 use super::{Hub, Outcome};
@@ -98,6 +98,7 @@ impl Instance {
             command.spawn().with_context(|| format!("cannot start {}", program.display()))
         })?;
         let mut instance = Self { child, interface, log };
+        processes().add(instance.child.id())?;
         let until = Instant::now() + PATIENCE;
         while UnixStream::connect(socket(&instance.interface)).is_err() {
             let ended = instance.child.try_wait()?.is_some();
