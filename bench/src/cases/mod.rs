@@ -1,6 +1,7 @@
 //! The cases, in the order in which they run.
 
 pub mod engine;
+pub mod peers;
 pub mod pktgen;
 pub mod tun;
 
@@ -18,8 +19,13 @@ pub struct Case {
 }
 
 /// Every case.
-pub const ALL: [Case; 3] = [
+pub const ALL: [Case; 4] = [
     Case { name: "engine", about: "ns per cell and per wheel event in memory", run: engine::run },
     Case { name: "tun", about: "packets per call and CPU per packet at the TUN edges", run: tun::run },
+    Case {
+        name: "peers",
+        about: "CPU per forwarded payload beside userspace WireGuard and tor",
+        run: peers::run,
+    },
     Case { name: "pktgen", about: "a link while the kernel's packet generator floods it", run: pktgen::run },
 ];
