@@ -9,4 +9,5 @@ pub mod cases;
 pub mod figure;
 pub mod probe;
 pub mod report;
+pub mod rig;
 pub mod session;

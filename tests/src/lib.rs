@@ -18,6 +18,7 @@ pub mod observer;
 pub mod packet;
 pub mod privilege;
 pub mod processes;
+pub mod veth;
 mod wiring;
 
 pub use lab::{Host, Lab};
