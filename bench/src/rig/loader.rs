@@ -29,6 +29,7 @@ pub struct Loader {
     socket: XskSocket,
     pool: FramePool,
     counts: LoaderCounts,
+    completed: u64,
     calls: u64,
 }
 
@@ -50,7 +51,7 @@ impl Loader {
         let socket = XskSocket::open(arena, &Rig::socket_config(queue), share.map(|loader| &loader.socket))?;
         steering.bind_rings(queue, &socket)?;
         let pool = FramePool::new(arena, STOCK);
-        let mut loader = Self { socket, pool, counts: LoaderCounts::default(), calls: 0 };
+        let mut loader = Self { socket, pool, counts: LoaderCounts::default(), completed: 0, calls: 0 };
         loader.refill();
         Ok(loader)
     }
@@ -84,6 +85,7 @@ impl Loader {
         self.calls += u64::from(kick.calls);
         self.counts.lost += u64::from(kick.lost);
         while let Some(frame) = self.socket.pop_completed() {
+            self.completed += 1;
             self.pool.put(frame);
         }
         self.socket.release_completed();
@@ -117,6 +119,11 @@ impl Loader {
             }
         }
         self.socket.publish_fill();
+    }
+
+    /// Packets queued and not done with by the kernel.
+    pub const fn in_flight(&self) -> u64 {
+        self.counts.sent - self.completed
     }
 
     /// System calls made to send.

@@ -13,10 +13,12 @@
 mod cores;
 mod headers;
 mod loader;
+mod wire;
 
 pub use cores::{Cores, pin, thread_time};
 pub use headers::Route;
 pub use loader::{Loader, LoaderCounts};
+pub use wire::{Wire, Work};
 
 use std::fs::{File, TryLockError};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
