@@ -1,6 +1,7 @@
 //! The cases, in the order in which they run.
 
 pub mod engine;
+pub mod relay;
 pub mod ring;
 
 use crate::session::Session;
@@ -17,7 +18,12 @@ pub struct Case {
 }
 
 /// Every case.
-pub const ALL: [Case; 2] = [
+pub const ALL: [Case; 3] = [
     Case { name: "engine", about: "ns per cell and per wheel event in memory", run: engine::run },
     Case { name: "ring", about: "rxdrop, txonly and l2fwd with the project's own rings", run: ring::run },
+    Case {
+        name: "relay",
+        about: "greatest constant rate without loss, and CPU time per relayed cell",
+        run: relay::run,
+    },
 ];

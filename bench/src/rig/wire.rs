@@ -22,7 +22,7 @@ const INDEX: u32 = 0x0eb0_0001;
 /// Looks into an empty ring after which no more is expected and a batch goes as it is.
 const QUIET: u32 = 50_000;
 /// Longest time that a phase waits for packets that were counted as sent.
-const PATIENCE: Duration = Duration::from_millis(200);
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A piece of work: how many packets in which time.
 #[derive(Clone, Copy, Debug, Default)]
