@@ -177,6 +177,22 @@ impl Rig {
         Ok(Steering::attach(INTERFACE, AttachMode::Native, UDP_PORT)?)
     }
 
+    /// Datagrams that the UDP sockets of `end` did not take since the rig was built, mostly for want of buffer space.
+    ///
+    /// # Errors
+    /// Where the kernel does not tell.
+    pub fn udp_refused(&self, end: End) -> Result<u64> {
+        // proc_net(5): two lines of `Udp:`, names and values.
+        const SNMP: &str = "/proc/thread-self/net/snmp";
+        let _inside = self.enter(end)?;
+        let text = std::fs::read_to_string(SNMP).with_context(|| format!("cannot read {SNMP}"))?;
+        let mut lines = text.lines().filter(|line| line.starts_with("Udp:"));
+        let (names, values) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
+        let mut fields = names.split_whitespace().zip(values.split_whitespace());
+        let value = fields.find(|(name, _)| *name == "InErrors").and_then(|(_, value)| value.parse().ok());
+        value.with_context(|| format!("{SNMP} has no UDP InErrors"))
+    }
+
     /// How to open a socket on `queue` of either end.
     pub fn socket_config(queue: u32) -> SocketConfig {
         SocketConfig { interface: INTERFACE.to_owned(), queue, ring: RING, bind: BindRequest::Auto }

@@ -34,8 +34,10 @@ pub(super) struct Meter(Arc<Shared>);
 struct Shared {
     /// Number of the sample that is wanted.
     wanted: AtomicU64,
-    /// The last sample taken and its number.
-    taken: Mutex<(u64, Sample)>,
+    /// Number of the sample last taken: whoever waits looks here, and leaves the lock to the worker.
+    answered: AtomicU64,
+    /// The sample last taken.
+    taken: Mutex<Sample>,
 }
 
 impl Meter {
@@ -47,10 +49,10 @@ impl Meter {
         let number = self.0.wanted.fetch_add(1, Ordering::Relaxed) + 1;
         let start = Instant::now();
         while start.elapsed() < PATIENCE {
-            if let Ok(taken) = self.0.taken.try_lock()
-                && taken.0 >= number
+            if self.0.answered.load(Ordering::Acquire) >= number
+                && let Ok(taken) = self.0.taken.lock()
             {
-                return Ok(taken.1);
+                return Ok(*taken);
             }
             std::hint::spin_loop();
         }
@@ -79,8 +81,9 @@ impl<P: Port> Metered<P> {
         let Ok(mut taken) = self.shared.taken.try_lock() else { return };
         let sample =
             Sample { cpu: thread_time(), turns: self.turns, idle: self.idle, port: self.port.counters() };
-        *taken = (wanted, sample);
+        *taken = sample;
         self.answered = wanted;
+        self.shared.answered.store(wanted, Ordering::Release);
     }
 }
 

@@ -18,16 +18,19 @@ const MAX_CELLS: u64 = 32_768;
 /// Lateness that the load makes up for; slots further back are skipped, as a relay would skip them.
 const CATCH_UP: Duration = Duration::from_micros(200);
 /// Longer than workers wait before they publish their totals.
-const SETTLE: Duration = Duration::from_millis(40);
+const SETTLE: Duration = Duration::from_millis(25);
 /// Longest time that a trial waits for cells that were counted as sent.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Cells between two looks into the receive rings while cells are sealed.
 const SEAL_BATCH: u64 = 32;
+/// Places by which cells of one link change their order, at most: those sealed ahead at the highest rate, twice.
+const REORDERED: usize = 128;
 /// Share of its core that an undisturbed busy thread has.
 const UNDISTURBED: f64 = 0.998;
 
 /// The neighbours of the relay under test, on one queue per worker.
-pub(super) struct Load {
+pub(super) struct Load<'a> {
+    rig: &'a Rig,
     // Detached before the sockets are closed.
     _steering: Steering,
     loaders: Vec<Loader>,
@@ -58,10 +61,8 @@ pub(super) struct Trial {
     pub(super) missed: u64,
     /// Share of the nominal rate that the load kept up with, 0 to 1.
     pub(super) offered: f64,
-    /// Share of its core that the worker had, 0 to 1.
+    /// Share of its core that the worker had until its counters were read, 0 to 1.
     pub(super) core: f64,
-    /// Cells of circuits that came out per second.
-    pub(super) rate: f64,
     /// CPU nanoseconds per cell relayed.
     pub(super) nanos: f64,
     /// CPU nanoseconds per cell of cover made and sent, before the trial.
@@ -71,7 +72,12 @@ pub(super) struct Trial {
 impl Trial {
     /// Whether the machine left relay and load their cores, so that the trial says something about the relay.
     pub(super) fn is_undisturbed(&self) -> bool {
-        self.core >= UNDISTURBED && self.offered >= UNDISTURBED
+        self.core >= UNDISTURBED && self.kept_up()
+    }
+
+    /// Whether the load offered what it should have.
+    pub(super) fn kept_up(&self) -> bool {
+        self.offered >= UNDISTURBED
     }
 
     /// No slot missed and no cell lost.
@@ -83,14 +89,14 @@ impl Trial {
 /// Two ends that disagree.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub(super) struct Disagreement(String);
+pub(super) struct Disagreement(pub(super) String);
 
-impl Load {
+impl<'a> Load<'a> {
     /// Opens one socket per worker at the loader's end.
     ///
     /// # Errors
     /// Where the kernel refuses program or socket.
-    pub(super) fn open(rig: &Rig, workers: u32) -> Result<Self> {
+    pub(super) fn open(rig: &'a Rig, workers: u32) -> Result<Self> {
         let mut steering = rig.steering(End::Loader)?;
         let mut loaders: Vec<Loader> = Vec::new();
         for queue in 0..workers {
@@ -111,7 +117,7 @@ impl Load {
                 seen: Vec::new(),
             });
         }
-        Ok(Self { _steering: steering, loaders, neighbours, route: Route::from(End::Loader) })
+        Ok(Self { rig, _steering: steering, loaders, neighbours, route: Route::from(End::Loader) })
     }
 
     /// Brings all links and circuits of `subject` up, `rate` slots per second for all of them together.
@@ -161,25 +167,26 @@ impl Load {
     }
 
     fn run(&mut self, subject: &Subject, rate: u32, duration: Duration, idle: f64) -> Result<Trial> {
-        let each = f64::from(rate) / self.neighbours.len() as f64;
-        let cells = (MAX_CELLS / self.neighbours.len() as u64).min((each * duration.as_secs_f64()) as u64);
+        let cells = slots(duration, rate).min(MAX_CELLS) / self.neighbours.len() as u64;
         self.prepare(cells)?;
         // Nothing but cover leaves the relay meanwhile.
         let quiet = subject.sample()?;
         self.discard_for(SETTLE);
+        // Asked before and after the workers are, so that what is divided by it is no longer than it was.
+        let begun = Instant::now();
         let before = self.ends(subject)?;
         let cover = Busy::between(&quiet, &before.sample, idle);
         let cover_nanos = cover.nanos / cover.sent as f64;
 
-        let start = Instant::now();
-        let mut held = Vec::with_capacity(2 * MAX_CELLS as usize);
+        let mut held = Vec::with_capacity(usize::try_from(2 * MAX_CELLS)?);
         let skipped = self.send(rate, &mut held)?;
         let end = subject.sample()?;
-        let wall = start.elapsed();
         self.receive(&mut held);
         let in_window = held.len();
         let sent = cells * self.neighbours.len() as u64;
         let after = self.wait(subject, &before, sent, &mut held)?;
+        let had = (after.sample.cpu - before.sample.cpu).as_secs_f64() / f64::from(subject.workers());
+        let core = had / begun.elapsed().as_secs_f64();
 
         let opened = self.open_all(held, in_window);
         let busy = Busy::between(&before.sample, &end, idle);
@@ -190,10 +197,7 @@ impl Load {
             lost,
             missed: after.engine.missed - before.engine.missed,
             offered: sent as f64 / (sent + skipped) as f64,
-            core: (end.cpu - before.sample.cpu).as_secs_f64()
-                / wall.as_secs_f64()
-                / f64::from(subject.workers()),
-            rate: opened.payload_in_window as f64 / wall.as_secs_f64(),
+            core,
             nanos: (busy.nanos - opened.cover_in_window as f64 * cover_nanos)
                 / opened.payload_in_window as f64,
             cover_nanos,
@@ -227,13 +231,12 @@ impl Load {
 
     /// Sends what is prepared, evenly, and keeps what comes. Returns how many slots were skipped.
     fn send(&mut self, rate: u32, held: &mut Vec<Frame>) -> Result<u64> {
-        let rate = f64::from(rate);
-        let catch_up = (CATCH_UP.as_secs_f64() * rate) as u64 + 4 * self.neighbours.len() as u64;
+        let catch_up = slots(CATCH_UP, rate) + 4 * self.neighbours.len() as u64;
         let start = Instant::now();
         let (mut sent, mut skipped) = (0, 0);
         let all: u64 = self.neighbours.iter().map(|neighbours| neighbours.prepared.len() as u64).sum();
         while sent < all {
-            let due = ((start.elapsed().as_secs_f64() * rate) as u64).saturating_sub(skipped);
+            let due = slots(start.elapsed(), rate).saturating_sub(skipped);
             skipped += due.saturating_sub(sent + catch_up);
             let due = due.min(sent + catch_up).min(all);
             let circuits = self.neighbours.len() as u64;
@@ -289,7 +292,7 @@ impl Load {
     /// Keeps what comes until the relay has told of every cell sent, and those sealed ahead have left it.
     fn wait(&mut self, subject: &Subject, before: &Ends, sent: u64, held: &mut Vec<Frame>) -> Result<Ends> {
         let start = Instant::now();
-        let mut settled = start;
+        let (mut settled, mut was_complete) = (start, false);
         loop {
             self.receive(held);
             if settled.elapsed() < SETTLE {
@@ -299,9 +302,11 @@ impl Load {
             let after = self.ends(subject)?;
             let told = after.engine.received == after.sample.port.rx;
             let complete = after.arrived(before) >= sent && self.in_flight() == 0;
-            if (told && complete) || start.elapsed() > PATIENCE {
+            // Once more, for cells that had just been received then.
+            if (told && complete && was_complete) || start.elapsed() > PATIENCE {
                 return Ok(after);
             }
+            was_complete = complete;
         }
     }
 
@@ -319,7 +324,8 @@ impl Load {
             load.dropped += counts.dropped;
         }
         let sample = subject.sample()?;
-        Ok(Ends { load, engine: subject.published(), sample })
+        let udp_refused = self.rig.udp_refused(End::Relay)?;
+        Ok(Ends { load, engine: subject.published(), sample, udp_refused })
     }
 
     /// Opens every cell that came, the first `in_window` of them while the load ran.
@@ -336,7 +342,7 @@ impl Load {
             });
             if let (Some((number, neighbours)), Some(cell)) = (found, frame.cell_mut()) {
                 let (opened, counter) = neighbours.downstream.open(cell);
-                counters[number].note(counter);
+                counters[number].0.push(counter);
                 match opened {
                     Opened::Payload(number) => {
                         let place_of = usize::try_from(number.wrapping_sub(neighbours.first)).ok();
@@ -356,6 +362,11 @@ impl Load {
     }
 }
 
+/// Slots of `time` at `rate` per second.
+fn slots(time: Duration, rate: u32) -> u64 {
+    u64::try_from(time.as_nanos() * u128::from(rate) / 1_000_000_000).unwrap_or(u64::MAX)
+}
+
 #[derive(Debug, Default)]
 struct AllOpened {
     payload: u64,
@@ -365,25 +376,19 @@ struct AllOpened {
     gaps: u64,
 }
 
-/// Link counters of the cells of a trial. A cell of a missed slot comes later than those sealed after it.
-#[derive(Clone, Copy, Debug, Default)]
-struct Counters {
-    first: Option<u64>,
-    last: u64,
-    seen: u64,
-}
+/// Link counters of the cells of a trial, as they came. A cell of a missed slot comes behind those sealed after it.
+#[derive(Clone, Debug, Default)]
+struct Counters(Vec<u64>);
 
 impl Counters {
-    fn note(&mut self, counter: u64) {
-        let first = *self.first.get_or_insert(counter);
-        if counter >= first {
-            self.seen += 1;
-            self.last = self.last.max(counter);
-        }
-    }
-
+    /// Counters that did not come, those aside that may have come before the first or will come behind the last.
     fn gaps(&self) -> u64 {
-        self.first.map_or(0, |first| (self.last + 1 - first).saturating_sub(self.seen))
+        let first = self.0.iter().take(REORDERED).max();
+        let last = self.0.iter().max();
+        let (Some(&first), Some(&last)) = (first, last) else { return 0 };
+        let inside = first..last.saturating_sub(REORDERED as u64);
+        let seen = self.0.iter().filter(|counter| inside.contains(counter)).count() as u64;
+        (inside.end.saturating_sub(inside.start)).saturating_sub(seen)
     }
 }
 
@@ -406,20 +411,24 @@ struct Ends {
     load: LoaderCounts,
     engine: EngineTotals,
     sample: Sample,
+    udp_refused: u64,
 }
 
 impl Ends {
     /// Cells that arrived at the relay or were dropped on the way to it since `before`.
     fn arrived(&self, before: &Self) -> u64 {
         let port = |sample: &Sample| sample.port.rx + sample.port.rx_dropped + sample.port.rx_ring_full;
-        self.load.lost - before.load.lost + port(&self.sample) - port(&before.sample)
+        let udp = self.udp_refused - before.udp_refused;
+        self.load.lost - before.load.lost + port(&self.sample) - port(&before.sample) + udp
     }
 
     /// Whether `sent` cells, of which `lost` did not come out, and `gaps` in the counters of what came out, are what
     /// the counters say.
     fn check(&self, before: &Self, sent: u64, lost: u64, gaps: u64) -> Result<(), Disagreement> {
         let port = |sample: &Sample| sample.port.rx_dropped + sample.port.rx_ring_full + sample.port.invalid;
-        let on_the_way = (self.load.lost - before.load.lost) + port(&self.sample) - port(&before.sample);
+        let on_the_way = (self.load.lost - before.load.lost)
+            + (port(&self.sample) - port(&before.sample))
+            + (self.udp_refused - before.udp_refused);
         let received = self.engine.received - before.engine.received;
         if received + on_the_way != sent {
             return Err(Disagreement(format!(
@@ -441,5 +450,32 @@ impl Ends {
             )));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gap_is_a_counter_that_never_comes() {
+        let mut counters = Counters((100..1100).collect());
+        assert_eq!(counters.gaps(), 0);
+        // Later than those behind it, but not missing.
+        let late = counters.0.remove(500);
+        counters.0.insert(540, late);
+        assert_eq!(counters.gaps(), 0);
+        counters.0.retain(|counter| !(600..607).contains(counter));
+        assert_eq!(counters.gaps(), 7);
+        // Too near to the end to tell.
+        counters.0.retain(|counter| *counter != 1090);
+        assert_eq!(counters.gaps(), 7);
+        assert_eq!(Counters::default().gaps(), 0);
+    }
+
+    #[test]
+    fn slots_are_counted_in_whole_ones() {
+        assert_eq!(slots(Duration::from_micros(200), 200_000), 40);
+        assert_eq!(slots(Duration::from_nanos(4_999), 200_000), 0);
     }
 }
