@@ -6,7 +6,7 @@
 //! raw l2fwd beside it moves packets of the same size over the same wire in the same run, in whole batches of 32, counts
 //! the same thread's time, and does no cryptography.
 //!
-//! A rate is carried when so many trials in a row neither missed a slot nor lost a cell. Where something was missed or
+//! A rate is carried when so many trials neither missed a slot nor lost a cell nor let cells pile up in a ring. Where something was missed or
 //! lost while the machine had taken a core away (the worker had less than 99.8 % of it, or the load fell behind), the
 //! trial says nothing about the relay and is taken again.
 
@@ -144,7 +144,7 @@ fn in_memory(session: &mut Session) -> Result<()> {
 fn cost(session: &mut Session, carried: Carried) -> Result<()> {
     let rounds = if session.quick { 3 } else { 15 };
     let (mut relay, mut raw, mut cover, mut ratios) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    let mut halved = Vec::new();
+    let (mut halved, mut batch) = (Vec::new(), Vec::new());
     let rig = Rig::build(1)?;
     for round in 0..rounds {
         session.progress(&format!("CPU per cell beside l2fwd, round {} of {rounds}", round + 1));
@@ -177,12 +177,14 @@ fn cost(session: &mut Session, carried: Carried) -> Result<()> {
         let Some(half) = nanos(carried.rate / 2)? else { return Ok(()) };
         ratios.push(full.nanos / floor);
         relay.push(full.nanos);
+        batch.push(full.batch);
         halved.push(half.nanos);
         cover.push(full.cover_nanos);
         raw.push(floor);
     }
     session.measured("raw l2fwd, CPU per packet", median(raw), "ns", None);
     session.measured("relay, CPU per relayed cell at its greatest rate", median(relay), "ns", None);
+    session.measured("relay, cells per system call at its greatest rate", median(batch), "cells", None);
     session.measured("relay, CPU per relayed cell at half of it", median(halved), "ns", None);
     session.measured("relay, CPU per cell of cover sent", median(cover), "ns", None);
     session.measured(COST, median(ratios), "ratio", COST_TARGET);

@@ -148,6 +148,7 @@ impl Subject {
             sum.idle += sample.idle;
             sum.port.rx += sample.port.rx;
             sum.port.tx += sample.port.tx;
+            sum.port.kicks += sample.port.kicks;
             sum.port.tx_lost += sample.port.tx_lost;
             sum.port.tx_full += sample.port.tx_full;
             sum.port.invalid += sample.port.invalid;

@@ -5,13 +5,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use relay_common::wire::{LINK_HEADER_LEN, LinkHeader};
+use relay_user::engine::QUEUE_CELLS;
 use relay_user::steering::Steering;
 use relay_user::xsk::Frame;
 
 use super::metered::Sample;
 use super::subject::{EngineTotals, PAIRS, Subject, pairs};
 use crate::cells::{Downstream, Opened, Pair, Upstream};
-use crate::rig::{Cores, End, Loader, LoaderCounts, Rig, Route, pin};
+use crate::rig::{Cores, End, Loader, LoaderCounts, RING, Rig, Route, pin};
 
 /// Cells of a trial, at most: what the rig's frames allow, twice over and with full rings.
 const MAX_CELLS: u64 = 32_768;
@@ -19,8 +20,12 @@ const MAX_CELLS: u64 = 32_768;
 const CATCH_UP: Duration = Duration::from_micros(200);
 /// Longer than workers wait before they publish their totals.
 const SETTLE: Duration = Duration::from_millis(25);
+/// The engine's lead: how long before its slot a cell is sealed.
+const SEALED_AHEAD: Duration = Duration::from_micros(200);
 /// Longest time that a trial waits for cells that were counted as sent.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// Cells taken from a ring at once.
+const LOOK: u32 = 64;
 /// Cells between two looks into the receive rings while cells are sealed.
 const SEAL_BATCH: u64 = 32;
 /// Places by which cells of one link change their order, at most: those sealed ahead at the highest rate, twice.
@@ -59,12 +64,18 @@ pub(super) struct Trial {
     pub(super) lost: u64,
     /// Slots that the relay missed.
     pub(super) missed: u64,
+    /// Cells that were still in the relay or in front of it when the last one had been sent.
+    pub(super) backlog: u64,
+    /// Cells that may be there at any time: in the queues of circuits, and sealed ahead.
+    pub(super) steady: u64,
     /// Share of the nominal rate that the load kept up with, 0 to 1.
     pub(super) offered: f64,
     /// Share of its core that the worker had until its counters were read, 0 to 1.
     pub(super) core: f64,
     /// CPU nanoseconds per cell relayed.
     pub(super) nanos: f64,
+    /// Cells sent, cover among them, per system call.
+    pub(super) batch: f64,
     /// CPU nanoseconds per cell of cover made and sent, before the trial.
     pub(super) cover_nanos: f64,
 }
@@ -80,9 +91,9 @@ impl Trial {
         self.offered >= UNDISTURBED
     }
 
-    /// No slot missed and no cell lost.
+    /// No slot missed, no cell lost, and none put off: what piles up in the rings is lost in a longer trial.
     pub(super) const fn is_clean(&self) -> bool {
-        self.lost == 0 && self.missed == 0
+        self.lost == 0 && self.missed == 0 && self.backlog <= self.steady
     }
 }
 
@@ -181,7 +192,11 @@ impl<'a> Load<'a> {
         let mut held = Vec::with_capacity(usize::try_from(2 * MAX_CELLS)?);
         let skipped = self.send(rate, &mut held)?;
         let end = subject.sample()?;
-        self.receive(&mut held);
+        for _ in 0..RING / LOOK {
+            if self.receive(&mut held) == 0 {
+                break;
+            }
+        }
         let in_window = held.len();
         let sent = cells * self.neighbours.len() as u64;
         let after = self.wait(subject, &before, sent, &mut held)?;
@@ -195,11 +210,14 @@ impl<'a> Load<'a> {
         Ok(Trial {
             sent,
             lost,
+            backlog: sent - opened.payload_in_window,
+            steady: self.neighbours.len() as u64 * QUEUE_CELLS as u64 + slots(SEALED_AHEAD, rate),
             missed: after.engine.missed - before.engine.missed,
             offered: sent as f64 / (sent + skipped) as f64,
             core,
             nanos: (busy.nanos - opened.cover_in_window as f64 * cover_nanos)
                 / opened.payload_in_window as f64,
+            batch: busy.sent as f64 / (end.port.kicks - before.sample.port.kicks) as f64,
             cover_nanos,
         })
     }
@@ -263,9 +281,11 @@ impl<'a> Load<'a> {
         Ok(skipped)
     }
 
-    fn receive(&mut self, held: &mut Vec<Frame>) {
+    /// Keeps what came; returns how many cells.
+    fn receive(&mut self, held: &mut Vec<Frame>) -> usize {
+        let mut count = 0;
         for loader in &mut self.loaders {
-            loader.receive(64, |frame| {
+            count += loader.receive(LOOK as usize, |frame| {
                 held.push(frame);
                 None
             });
@@ -274,6 +294,7 @@ impl<'a> Load<'a> {
                 loader.flush();
             }
         }
+        count
     }
 
     fn discard(&mut self) {
