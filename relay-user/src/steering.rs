@@ -25,6 +25,8 @@ use rustix::{
 };
 use thiserror::Error;
 
+use crate::xsk::XskSocket;
+
 /// The XDP program as an ELF object, built by `cargo xtask ebpf build`.
 pub static OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/../relay-ebpf/relay.bpf.o"));
@@ -247,6 +249,14 @@ impl Steering {
             .sockets
             .set(queue, socket.as_fd().as_raw_fd(), 0)
             .map_err(|source| SteeringError::Map { map: MAP_SOCKETS, source })
+    }
+
+    /// As [`Steering::bind_socket`], for a socket that is used without a port around it.
+    ///
+    /// # Errors
+    /// As [`Steering::bind_socket`].
+    pub fn bind_rings(&mut self, queue: u32, socket: &XskSocket) -> Result<(), SteeringError> {
+        self.bind_socket(queue, socket.fd())
     }
 
     /// Lets the cells of a session through, from the entry's source only. It takes the place of whatever session

@@ -17,7 +17,7 @@ use rtnetlink::{Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth};
 use crate::netns::Netns;
 
 /// Bytes of IP packet a lab interface carries: an ordinary Ethernet.
-const MTU: u32 = 1500;
+pub(crate) const MTU: u32 = 1500;
 
 /// Silences what IPv6 says by itself (duplicate detection, router solicitation, multicast reports for link-local
 /// addresses), so that a frame on the wire is there because some program sent it.
@@ -125,14 +125,14 @@ fn with_queues<T>(link: LinkMessageBuilder<T>, queues: u32) -> LinkMessageBuilde
         .append_extra_attribute(LinkAttribute::NumRxQueues(queues))
 }
 
-async fn set_up(handle: &Handle, index: u32) -> Result<()> {
+pub(crate) async fn set_up(handle: &Handle, index: u32) -> Result<()> {
     let message = LinkUnspec::new_with_index(index).up().build();
     handle.link().set(message).execute().await.with_context(|| format!("cannot bring interface {index} up"))
 }
 
 /// Gives the interface a pfifo (1000 packets, from the interface's queue length). Without a queueing discipline a veth
 /// whose peer's ring of 256 is full drops silently; with one, the sender is told to try again.
-async fn bounded_queue(handle: &Handle, index: u32) -> Result<()> {
+pub(crate) async fn bounded_queue(handle: &Handle, index: u32) -> Result<()> {
     let mut message = TcMessage::with_index(i32::try_from(index).context("interface index beyond 2^31")?);
     message.header.parent = TcHandle::ROOT;
     message.attributes.push(TcAttribute::Kind("pfifo".to_owned()));
@@ -152,7 +152,7 @@ async fn bounded_queue(handle: &Handle, index: u32) -> Result<()> {
 
 /// Lets the host compute whole transmit checksums: over a veth the kernel leaves them half done, which an XDP program
 /// that redirects the frame would pass on.
-fn whole_checksums(host: &Netns, interface: &str) -> Result<()> {
+pub(crate) fn whole_checksums(host: &Netns, interface: &str) -> Result<()> {
     let output = host
         .spawn(
             Command::new("ethtool")

@@ -3,6 +3,8 @@
 pub mod engine;
 pub mod peers;
 pub mod pktgen;
+pub mod relay;
+pub mod ring;
 pub mod tun;
 
 use crate::session::Session;
@@ -19,8 +21,14 @@ pub struct Case {
 }
 
 /// Every case.
-pub const ALL: [Case; 4] = [
+pub const ALL: [Case; 6] = [
     Case { name: "engine", about: "ns per cell and per wheel event in memory", run: engine::run },
+    Case { name: "ring", about: "rxdrop, txonly and l2fwd with the project's own rings", run: ring::run },
+    Case {
+        name: "relay",
+        about: "greatest constant rate without loss, and CPU time per relayed cell",
+        run: relay::run,
+    },
     Case { name: "tun", about: "packets per call and CPU per packet at the TUN edges", run: tun::run },
     Case {
         name: "peers",
