@@ -1,6 +1,7 @@
 //! The cases, in the order in which they run.
 
 pub mod engine;
+pub mod pacing;
 
 use crate::session::Session;
 
@@ -16,5 +17,7 @@ pub struct Case {
 }
 
 /// Every case.
-pub const ALL: [Case; 1] =
-    [Case { name: "engine", about: "ns per cell and per wheel event in memory", run: engine::run }];
+pub const ALL: [Case; 2] = [
+    Case { name: "engine", about: "ns per cell and per wheel event in memory", run: engine::run },
+    Case { name: "pacing", about: "how late slots are, idle and at 80 % load", run: pacing::run },
+];

@@ -1,0 +1,142 @@
+//! One stretch of a worker on its core, with or without cells that arrive.
+
+use super::compare::match_slots;
+use super::feeder::{Fed, Feeder};
+use super::port::{Notes, PacedPort};
+use super::relay::{Cells, IDLE_LINKS, POOL, RATE, Relay};
+use anyhow::Context as _;
+use crossbeam::channel::bounded;
+use crossbeam::queue::ArrayQueue;
+use relay_user::engine::time::Nanos;
+use relay_user::engine::{Counters, DropReason};
+use relay_user::worker::{Clock, NodeEdge, Poll, Worker};
+use relay_user::xsk::{Arena, FramePool};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// From the making of the relay to its first slots: the feeder works ahead meanwhile.
+const HEAD_START: Nanos = Nanos(150 * Nanos::MILLISECOND.0);
+/// From the first slots until measuring begins.
+const WARM_UP: Nanos = Nanos(20 * Nanos::MILLISECOND.0);
+/// Twice and more what lies between two publications of a worker's totals.
+const PUBLISHED: Duration = Duration::from_millis(60);
+/// Cells sealed ahead, at most: they must outlast a pause of the feeder's core.
+const AHEAD: usize = 16_384;
+/// Frames for those, and for what waits inside the relay.
+pub(super) const FRAMES: u32 = 49_152;
+/// Cells, in each direction, that may be counted on one side of an instant by one and on the other by another.
+const EDGE: u64 = 64;
+
+/// Where things run.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    pub(super) arena: &'static Arena,
+    /// The worker, the gap probe and the loops beside it.
+    pub(super) worker: usize,
+    /// The feeder.
+    pub(super) feeder: usize,
+}
+
+/// What a worker is to do.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Task {
+    pub(super) poll: Poll,
+    /// Circuits, each with [`RATE`] cells per second; none for an idle relay.
+    pub(super) circuits: u32,
+    pub(super) cells: Cells,
+}
+
+impl Task {
+    /// Whether its time at work is the load that is spoken of.
+    pub(super) fn is_the_load(self) -> bool {
+        self.circuits > 0 && self.poll == Poll::Busy && self.cells == Cells::Payload
+    }
+}
+
+/// What came of it.
+#[derive(Debug, Default)]
+pub(super) struct Phase {
+    /// Lateness of every cell, in nanoseconds.
+    pub(super) lateness: Vec<u32>,
+    /// Slots left empty.
+    pub(super) missed: u64,
+    /// Mean time of a turn of the worker's loop, in nanoseconds.
+    pub(super) turn: f64,
+    /// The longest turn that was not interrupted, in nanoseconds.
+    pub(super) longest_turn: Nanos,
+    pub(super) fed: Fed,
+    /// What does not add up.
+    pub(super) contradiction: Option<String>,
+}
+
+impl Phase {
+    /// Runs a worker for `duration` after its warm-up.
+    pub(super) fn run(place: Place, task: Task, duration: Duration) -> anyhow::Result<Self> {
+        let clock = Clock::start();
+        let now = clock.now();
+        let start = now + HEAD_START;
+        let from = start + WARM_UP;
+        let until = from + Nanos(u64::try_from(duration.as_nanos())?);
+        let relay = Relay::new(place.arena, task.circuits, start, now)?;
+        let Relay { engine, clients, peers, slots } = relay;
+        let arrivals = Arc::new(ArrayQueue::new(AHEAD));
+        let (handover, notes) = bounded(1);
+        let links = if task.circuits == 0 { IDLE_LINKS } else { 2 * task.circuits };
+        let expected = u64::from(links) * u64::from(RATE) * until.since(start).0 / Nanos::SECOND.0;
+        let room = usize::try_from(expected)? + 8 * links as usize;
+        let port = PacedPort::new(&peers, clock, Arc::clone(&arrivals), (from, until), room, handover);
+        let feeder =
+            Feeder::start(place.arena, place.feeder, clients, task.cells, arrivals, clock, (start, until))?;
+        let pool = FramePool::new(place.arena, POOL);
+        let mut worker =
+            Worker::start(engine, port, NodeEdge::None, pool, clock, task.poll, Some(place.worker))
+                .context("the worker does not start")?;
+        sleep_until(clock, until);
+        // Published at the end or before it, and at the end or after it.
+        let before = worker.totals().engine;
+        std::thread::sleep(PUBLISHED);
+        let after = worker.totals().engine;
+        worker.stop();
+        let fed = feeder.stop();
+        let notes = notes.recv_timeout(Duration::from_secs(1)).context("the worker kept its notes")?;
+
+        let mut phase = Self { fed, longest_turn: notes.longest_turn, ..Self::default() };
+        phase.turn = notes.turning.0 as f64 / notes.turns.max(1) as f64;
+        let mut sent = vec![Vec::new(); links as usize];
+        for &(link, at) in &notes.sent {
+            sent.get_mut(link as usize).context("a cell of no link")?.push(at);
+        }
+        let (mut empty, mut astray) = (0, 0);
+        for (slots, sent) in slots.into_iter().zip(sent) {
+            let matched = match_slots(slots, sent.into_iter(), from);
+            phase.lateness.extend(matched.lateness);
+            empty += matched.empty;
+            astray += matched.astray;
+        }
+        phase.missed = empty.saturating_sub(astray);
+        phase.contradiction = contradiction(&notes, phase.missed, &before, &after);
+        Ok(phase)
+    }
+}
+
+/// What the worker's own totals before and after the end say against the notes.
+fn contradiction(notes: &Notes, missed: u64, before: &Counters, after: &Counters) -> Option<String> {
+    let checks = [
+        ("cells handed to the port", notes.sent.len() as u64, before.sent, after.sent),
+        ("cells that arrived", notes.arrived, before.received, after.received),
+        ("slots without a cell", missed, before.missed_slots, after.missed_slots),
+    ];
+    for (what, noted, least, most) in checks {
+        // One circuit's first cell each came before the worker began.
+        if noted + EDGE < least.saturating_sub(u64::from(super::relay::MAX_CIRCUITS)) || noted > most + EDGE {
+            return Some(format!("{noted} {what} noted, {least} to {most} counted by the worker"));
+        }
+    }
+    let dropped = DropReason::ALL.iter().find(|&&reason| after.dropped(reason) > 0)?;
+    Some(format!("{} cells dropped: {}", after.dropped(*dropped), dropped.name()))
+}
+
+fn sleep_until(clock: Clock, at: Nanos) {
+    let now = clock.now();
+    std::thread::sleep(Duration::from_nanos(at.since(now).0));
+}
