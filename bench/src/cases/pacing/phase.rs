@@ -14,8 +14,8 @@ use relay_user::xsk::{Arena, FramePool};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// From the making of the relay to its first slots: the feeder works ahead meanwhile.
-const HEAD_START: Nanos = Nanos(150 * Nanos::MILLISECOND.0);
+/// From the start of the worker to its first slots, at least: the feeder works ahead meanwhile.
+const HEAD_START: Nanos = Nanos(100 * Nanos::MILLISECOND.0);
 /// From the first slots until measuring begins.
 const WARM_UP: Nanos = Nanos(20 * Nanos::MILLISECOND.0);
 /// Twice and more what lies between two publications of a worker's totals.
@@ -73,11 +73,9 @@ impl Phase {
     /// Runs a worker for `duration` after its warm-up.
     pub(super) fn run(place: Place, task: Task, duration: Duration) -> anyhow::Result<Self> {
         let clock = Clock::start();
-        let now = clock.now();
-        let start = now + HEAD_START;
+        let (start, relay) = prepare(place.arena, task.circuits, clock)?;
         let from = start + WARM_UP;
         let until = from + Nanos(u64::try_from(duration.as_nanos())?);
-        let relay = Relay::new(place.arena, task.circuits, start, now)?;
         let Relay { engine, clients, peers, slots } = relay;
         let arrivals = Arc::new(ArrayQueue::new(AHEAD));
         let (handover, notes) = bounded(1);
@@ -91,9 +89,7 @@ impl Phase {
         let mut worker =
             Worker::start(engine, port, NodeEdge::None, pool, clock, task.poll, Some(place.worker))
                 .context("the worker does not start")?;
-        sleep_until(clock, until);
-        // Published at the end or before it, and at the end or after it.
-        let before = worker.totals().engine;
+        let before = last_totals(&worker, clock, until);
         std::thread::sleep(PUBLISHED);
         let after = worker.totals().engine;
         worker.stop();
@@ -119,6 +115,23 @@ impl Phase {
     }
 }
 
+/// A relay whose slots begin in [`HEAD_START`] or a little more.
+fn prepare(arena: &'static Arena, circuits: u32, clock: Clock) -> anyhow::Result<(Nanos, Relay)> {
+    const ATTEMPTS: usize = 5;
+    // The keys of a circuit take about 50 µs.
+    let mut patience = Nanos(2 * HEAD_START.0 + u64::from(circuits) * 100 * Nanos::MICROSECOND.0);
+    for _ in 0..ATTEMPTS {
+        let now = clock.now();
+        let start = now + patience;
+        let relay = Relay::new(arena, circuits, start, now)?;
+        if start.since(clock.now()) >= HEAD_START {
+            return Ok((start, relay));
+        }
+        patience = patience + patience;
+    }
+    anyhow::bail!("the machine is too busy to set {circuits} circuits up")
+}
+
 /// What the worker's own totals before and after the end say against the notes.
 fn contradiction(notes: &Notes, missed: u64, before: &Counters, after: &Counters) -> Option<String> {
     let checks = [
@@ -136,7 +149,17 @@ fn contradiction(notes: &Notes, missed: u64, before: &Counters, after: &Counters
     Some(format!("{} cells dropped: {}", after.dropped(*dropped), dropped.name()))
 }
 
-fn sleep_until(clock: Clock, at: Nanos) {
-    let now = clock.now();
-    std::thread::sleep(Duration::from_nanos(at.since(now).0));
+/// The totals that were published last before `end`, as far as this thread got to see them.
+fn last_totals(worker: &Worker, clock: Clock, end: Nanos) -> Counters {
+    const LOOK: Nanos = Nanos(10 * Nanos::MILLISECOND.0);
+    let mut last = Counters::default();
+    loop {
+        let seen = worker.totals().engine;
+        let now = clock.now();
+        if now >= end {
+            return last;
+        }
+        last = seen;
+        std::thread::sleep(Duration::from_nanos(end.since(now).min(LOOK).0));
+    }
 }
