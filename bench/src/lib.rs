@@ -6,6 +6,7 @@
 //! ```
 
 pub mod cases;
+pub mod cpu;
 pub mod figure;
 pub mod probe;
 pub mod report;

@@ -1,6 +1,7 @@
 //! The cases, in the order in which they run.
 
 pub mod engine;
+pub mod latency;
 pub mod pacing;
 
 use crate::session::Session;
@@ -17,7 +18,8 @@ pub struct Case {
 }
 
 /// Every case.
-pub const ALL: [Case; 2] = [
+pub const ALL: [Case; 3] = [
     Case { name: "engine", about: "ns per cell and per wheel event in memory", run: engine::run },
     Case { name: "pacing", about: "how late slots are, idle and at 80 % load", run: pacing::run },
+    Case { name: "latency", about: "what each hop adds to a packet's way", run: latency::run },
 ];

@@ -18,8 +18,8 @@ use anyhow::Context as _;
 use relay_user::engine::time::Nanos;
 use relay_user::worker::Poll;
 use relay_user::xsk::Arena;
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
+use crate::cpu;
 use crate::figure::Target;
 use crate::probe::GapProbe;
 use crate::session::{Series, Session};
@@ -36,8 +36,6 @@ const FIRST_GUESS: u32 = 150;
 const STEPS: usize = 3;
 /// Share of the cells that may come late out of the feeder.
 const FED_LATE: f64 = 0.02;
-/// Nice value of the gap probe.
-const BUSY_NICE: i32 = -20;
 const WORKER_RATIO: &str = "slot lateness p99.9, busy, at 80 % load / the gap probe's p99.9 on the same core";
 const DISTANCE: &str = "slot lateness, 80 % load against idle: KS distance";
 const COVER_DISTANCE: &str = "  payload against cover on the same links, 80 % load: KS distance";
@@ -87,7 +85,7 @@ impl Condition {
     fn add_phase(&mut self, phase: Phase) {
         if phase.fed.late as f64 > FED_LATE * phase.fed.cells as f64 {
             self.invalid = Some(format!(
-                "{} of {} cells were not ready when they were due: the other core was busy with something else",
+                "the relay waited for {} of {} cells, since the other core was busy with something else",
                 phase.fed.late, phase.fed.cells
             ));
         }
@@ -113,7 +111,7 @@ impl Condition {
 /// # Errors
 /// Where the worker does not start, or there is no memory for its frames.
 pub fn run(session: &mut Session) -> anyhow::Result<()> {
-    let cpus = allowed_cpus()?;
+    let cpus = cpu::allowed()?;
     let [feeder, .., worker] = cpus[..] else {
         session.skip(
             WORKER_RATIO,
@@ -145,14 +143,13 @@ pub fn run(session: &mut Session) -> anyhow::Result<()> {
             match condition.keeper {
                 Keeper::Worker(task) => {
                     let phase = Phase::run(place, task, length)?;
-                    loads.extend((task.is_the_load()).then(|| load(&phase, idle_turn)));
+                    loads.extend(task.is_the_load().then(|| phase.load(task, idle_turn)));
                     condition.add_phase(phase);
                 }
-                Keeper::Loop(keep) => condition.add(on_core(worker, || keep(length))?),
+                Keeper::Loop(keep) => condition.add(cpu::on(worker, || keep(length))?),
             }
-            on_core(worker, || {
-                // As the busy worker has it; where that is not allowed, the worker does without it too.
-                let _ = rustix::process::setpriority_process(None, BUSY_NICE);
+            cpu::on(worker, || {
+                cpu::prefer_like_a_worker();
                 probe.watch(length / 2);
                 Ok(())
             })?;
@@ -168,21 +165,17 @@ fn calibrate(session: &mut Session, place: Place) -> anyhow::Result<(u32, f64)> 
     const LENGTH: Duration = Duration::from_millis(150);
     session.progress("how many circuits are 80 % load");
     let task = |circuits| Task { poll: Poll::Busy, circuits, cells: Cells::Payload };
-    let idle_turn = Phase::run(place, task(0), LENGTH)?.turn;
+    let idle_turn = Phase::run(place, task(0), LENGTH)?.turn();
     let mut circuits = FIRST_GUESS;
     for _ in 0..STEPS {
-        let share = load(&Phase::run(place, task(circuits), LENGTH)?, idle_turn);
-        // Truncation costs less than a circuit.
+        let task = task(circuits);
+        let load = Phase::run(place, task, LENGTH)?.load(task, idle_turn);
+        // Truncation costs less than a circuit; where nothing was forwarded, the guess stands.
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "at most MAX_CIRCUITS")]
-        let better = (f64::from(circuits) * LOAD / share.max(0.01)).min(f64::from(MAX_CIRCUITS)) as u32;
-        circuits = better.max(1);
+        let better = (f64::from(circuits) * LOAD / load).min(f64::from(MAX_CIRCUITS)) as u32;
+        circuits = if load > 0.0 { better.max(1) } else { circuits };
     }
     Ok((circuits, idle_turn))
-}
-
-/// The share of its time that a busy worker works: all but as many idle turns as it made.
-fn load(phase: &Phase, idle_turn: f64) -> f64 {
-    1.0 - idle_turn / phase.turn.max(idle_turn)
 }
 
 fn report(
@@ -249,26 +242,4 @@ fn give(
         Some(reason) => session.invalid(row, target, reason.as_str()),
         None => session.measured(row, value, unit, target),
     }
-}
-
-/// Runs `work` on a thread of its own that is bound to `cpu`.
-fn on_core<T: Send>(cpu: usize, work: impl FnOnce() -> anyhow::Result<T> + Send) -> anyhow::Result<T> {
-    std::thread::scope(|scope| {
-        let thread = scope.spawn(|| {
-            pin(cpu)?;
-            work()
-        });
-        thread.join().map_err(|_| anyhow::anyhow!("a measuring thread panicked"))?
-    })
-}
-
-fn pin(cpu: usize) -> anyhow::Result<()> {
-    let mut set = CpuSet::new();
-    set.set(cpu);
-    sched_setaffinity(None, &set).with_context(|| format!("cannot run on processor {cpu}"))
-}
-
-fn allowed_cpus() -> anyhow::Result<Vec<usize>> {
-    let set = sched_getaffinity(None).context("cannot read which processors are allowed")?;
-    Ok((0..CpuSet::MAX_CPU).filter(|&cpu| set.is_set(cpu)).collect())
 }

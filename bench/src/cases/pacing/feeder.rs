@@ -1,5 +1,7 @@
 //! Seals the cells that arrive at the relay, on another core and ahead of time, since the relay takes no cell twice.
 
+use crate::cpu;
+
 use super::port::Arrival;
 use super::relay::{Cells, Clients, PERIOD, POOL};
 use crossbeam::queue::ArrayQueue;
@@ -21,7 +23,7 @@ const WAIT: Duration = Duration::from_micros(200);
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Fed {
     pub(super) cells: u64,
-    /// Cells that were due before they were ready.
+    /// Cells that were due before they were ready, while none was.
     pub(super) late: u64,
 }
 
@@ -35,7 +37,7 @@ impl Feeder {
     /// One cell per circuit and period from `start` until `until`, each circuit at a phase of its own.
     pub(super) fn start(
         arena: &'static Arena,
-        cpu: usize,
+        on: usize,
         mut clients: Clients,
         cells: Cells,
         queue: Arc<ArrayQueue<Arrival>>,
@@ -46,7 +48,8 @@ impl Feeder {
         let stopped = Arc::clone(&stop);
         let thread = std::thread::Builder::new().name("feeder".into()).spawn(move || {
             // Where it may not be pinned, it is only less steady: cells that come late are counted.
-            let _ = super::pin(cpu);
+            let _ = cpu::pin(on);
+            cpu::prefer_like_a_worker();
             let mut pool = FramePool::new(arena, POOL);
             let mut fed = Fed::default();
             let phases = phases(clients.count());
@@ -58,7 +61,8 @@ impl Feeder {
                     clients.next(circuit, cells, &mut frame);
                     let source = clients.source(circuit);
                     fed.cells += 1;
-                    fed.late += u64::from(clock.now() > at);
+                    // A queue that still holds something is not what the relay waits for.
+                    fed.late += u64::from(queue.is_empty() && clock.now() > at);
                     let mut waiting = Some(Arrival { at, datagram: Received { frame, source } });
                     let pushed = patiently(&stopped, || match queue.push(waiting.take()?) {
                         Ok(()) => Some(()),

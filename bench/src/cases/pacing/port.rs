@@ -31,6 +31,8 @@ pub(super) struct Notes {
     pub(super) turns: u64,
     /// The time that those turns took.
     pub(super) turning: Nanos,
+    /// The cells that arrived in them.
+    pub(super) taken: u64,
     /// The longest of them.
     pub(super) longest_turn: Nanos,
 }
@@ -46,6 +48,8 @@ pub(super) struct PacedPort {
     /// Nothing counts from here.
     until: Nanos,
     last_turn: Nanos,
+    /// Cells that arrived in this turn.
+    taken: u64,
     notes: Notes,
     handover: Sender<Notes>,
 }
@@ -66,17 +70,30 @@ impl PacedPort {
             wire.set_peer(slot, Some(*peer));
         }
         let notes = Notes { sent: Vec::with_capacity(room), ..Notes::default() };
-        Self { wire, clock, arrivals, next: None, from, until, last_turn: Nanos(0), notes, handover }
+        Self {
+            wire,
+            clock,
+            arrivals,
+            next: None,
+            from,
+            until,
+            last_turn: Nanos(0),
+            taken: 0,
+            notes,
+            handover,
+        }
     }
 
     fn turn(&mut self, now: Nanos) {
         let took = now.since(self.last_turn);
         if self.last_turn >= self.from && now < self.until && took < INTERRUPTED {
             self.notes.turns += 1;
+            self.notes.taken += self.taken;
             self.notes.turning = self.notes.turning + took;
             self.notes.longest_turn = self.notes.longest_turn.max(took);
         }
         self.last_turn = now;
+        self.taken = 0;
     }
 }
 
@@ -91,6 +108,7 @@ impl Port for PacedPort {
                 break;
             }
             self.notes.arrived += u64::from(now < self.until);
+            self.taken += 1;
             self.wire.deliver(arrival.datagram);
         }
         self.wire.receive(pool, out, max)
