@@ -19,8 +19,8 @@ pub(super) const RATE: u32 = 1000;
 pub(super) const PERIOD: Nanos = Nanos(Nanos::SECOND.0 / RATE as u64);
 /// Lateness up to which the engine still fills a slot of this rate: four slots, but at most 2 ms.
 pub(super) const MADE_UP: Nanos = Nanos(2 * Nanos::MILLISECOND.0);
-/// Links of a relay without circuits.
-pub(super) const IDLE_LINKS: u32 = 8;
+/// Links of a relay without circuits: enough for a p99.9 within half a second, few enough to be no load.
+pub(super) const IDLE_LINKS: u32 = 16;
 /// Circuits, at most.
 pub(super) const MAX_CIRCUITS: u32 = 1000;
 /// The place of the relay on its circuits.
