@@ -12,14 +12,16 @@ use relay_user::engine::{Counters, DropReason};
 use relay_user::worker::{Clock, NodeEdge, Poll, Worker};
 use relay_user::xsk::{Arena, FramePool};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// From the start of the worker to its first slots, at least: the feeder works ahead meanwhile.
 const HEAD_START: Nanos = Nanos(100 * Nanos::MILLISECOND.0);
 /// From the first slots until measuring begins.
 const WARM_UP: Nanos = Nanos(20 * Nanos::MILLISECOND.0);
-/// Twice and more what lies between two publications of a worker's totals.
-const PUBLISHED: Duration = Duration::from_millis(60);
+/// How often the worker's totals are looked at, and how long for them to change: many times what lies between two
+/// publications.
+const LOOK: Duration = Duration::from_millis(10);
+const PATIENCE: Duration = Duration::from_secs(1);
 /// Cells sealed ahead, at most: they must outlast a pause of the feeder's core.
 const AHEAD: usize = 16_384;
 /// Frames for those, and for what waits inside the relay.
@@ -91,8 +93,7 @@ impl Phase {
             Worker::start(engine, port, NodeEdge::None, pool, clock, task.poll, Some(place.worker))
                 .context("the worker does not start")?;
         let before = last_totals(&worker, clock, until);
-        std::thread::sleep(PUBLISHED);
-        let after = worker.totals().engine;
+        let after = next_totals(&worker)?;
         worker.stop();
         let fed = feeder.stop();
         let notes = notes.recv_timeout(Duration::from_secs(1)).context("the worker kept its notes")?;
@@ -168,7 +169,6 @@ fn contradiction(notes: &Notes, missed: u64, before: &Counters, after: &Counters
 
 /// The totals that were published last before `end`, as far as this thread got to see them.
 fn last_totals(worker: &Worker, clock: Clock, end: Nanos) -> Counters {
-    const LOOK: Nanos = Nanos(10 * Nanos::MILLISECOND.0);
     let mut last = Counters::default();
     loop {
         let seen = worker.totals().engine;
@@ -177,6 +177,23 @@ fn last_totals(worker: &Worker, clock: Clock, end: Nanos) -> Counters {
             return last;
         }
         last = seen;
-        std::thread::sleep(Duration::from_nanos(end.since(now).min(LOOK).0));
+        std::thread::sleep(Duration::from_nanos(end.since(now).0).min(LOOK));
     }
+}
+
+/// Totals that are published from now on: slots never stop, so they differ from those that stand there.
+fn next_totals(worker: &Worker) -> anyhow::Result<Counters> {
+    let before = worker.totals().engine;
+    let start = Instant::now();
+    while start.elapsed() < PATIENCE {
+        std::thread::sleep(LOOK);
+        let seen = worker.totals().engine;
+        if seen != before {
+            return Ok(seen);
+        }
+    }
+    anyhow::bail!(
+        "the worker published nothing for {} s: its core is busy with something else",
+        PATIENCE.as_secs()
+    )
 }
