@@ -10,19 +10,21 @@ use relay_user::engine::time::Nanos;
 pub(super) struct Matched {
     /// How late each cell was for its slot, in nanoseconds.
     pub(super) lateness: Vec<u32>,
-    /// Slots that no cell fits.
+    /// Slots that no cell fits, and those among them that count.
     pub(super) empty: u64,
+    pub(super) missed: u64,
     /// Cells that no slot fits: each makes up for one slot that was taken for empty.
     pub(super) astray: u64,
 }
 
 /// Gives each cell, in the order in which they left, the first slot that the engine could still have filled then.
-/// Latenesses of slots before `from` are left out.
+/// Slots before `from` do not count.
 pub(super) fn match_slots(mut slots: Schedule, sent: impl Iterator<Item = Nanos>, from: Nanos) -> Matched {
     let mut matched = Matched::default();
     for at in sent {
         while at.since(slots.deadline()) > MADE_UP {
             matched.empty += 1;
+            matched.missed += u64::from(slots.deadline() >= from);
             slots.advance();
         }
         let deadline = slots.deadline();
@@ -111,7 +113,7 @@ mod tests {
             [due[0] + Nanos(100), due[1] + Nanos(200), due[2], stall, stall + Nanos(50), due[7] + Nanos(1)];
         let matched = match_slots(slots(), sent.into_iter(), due[1]);
         assert_eq!(matched.lateness, [200, 0, 1_000_500, 550, 1]);
-        assert_eq!((matched.empty, matched.astray), (2, 0));
+        assert_eq!((matched.empty, matched.missed, matched.astray), (2, 2, 0));
     }
 
     #[test]

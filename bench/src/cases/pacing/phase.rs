@@ -60,7 +60,7 @@ impl Task {
 pub(super) struct Phase {
     /// Lateness of every cell, in nanoseconds.
     pub(super) lateness: Vec<u32>,
-    /// Slots left empty.
+    /// Slots left empty after the warm-up; once in a while one too many, where a cell left on the edge of tolerance.
     pub(super) missed: u64,
     turns: u64,
     turning: Nanos,
@@ -108,11 +108,11 @@ impl Phase {
         for (slots, sent) in slots.into_iter().zip(sent) {
             let matched = match_slots(slots, sent.into_iter(), from);
             phase.lateness.extend(matched.lateness);
+            phase.missed += matched.missed;
             empty += matched.empty;
             astray += matched.astray;
         }
-        phase.missed = empty.saturating_sub(astray);
-        phase.contradiction = contradiction(&notes, phase.missed, &before, &after);
+        phase.contradiction = contradiction(&notes, empty.saturating_sub(astray), &before, &after);
         Ok(phase)
     }
 

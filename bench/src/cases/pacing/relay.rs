@@ -197,3 +197,50 @@ fn split(purpose: u8, number: u32) -> Split {
     bytes[..4].copy_from_slice(&number.to_be_bytes());
     Split { initiator_to_responder: bytes, responder_to_initiator: bytes.map(|byte| !byte) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::compare::match_slots;
+    use super::*;
+    use relay_user::engine::DropReason;
+
+    /// The relay in virtual time: what its clients send goes on, and what leaves matches the slots beside it.
+    #[test]
+    fn cells_go_on_and_leave_at_the_slots_that_are_known_beside() {
+        const CIRCUITS: u32 = 3;
+        const STEP: Nanos = Nanos(10_000);
+        let arena = Arena::anonymous(512).unwrap();
+        let mut pool = FramePool::new(arena, POOL);
+        let start = Nanos(2 * Nanos::SECOND.0);
+        let mut relay = Relay::new(arena, CIRCUITS, start, Nanos::SECOND).unwrap();
+        let mut sent = vec![Vec::new(); relay.slots.len()];
+        let mut now = start;
+        let mut fed = u64::from(CIRCUITS);
+        while now < start + Nanos(20 * PERIOD.0) {
+            if now.0.is_multiple_of(PERIOD.0) {
+                for circuit in 0..CIRCUITS {
+                    let cells = if fed.is_multiple_of(2) { Cells::Payload } else { Cells::Cover };
+                    let mut frame = pool.take().unwrap();
+                    relay.clients.next(circuit, cells, &mut frame);
+                    relay.engine.receive(frame, relay.clients.source(circuit), &mut NoEdge, now);
+                    fed += 1;
+                }
+            }
+            relay.engine.stage(now, &mut pool, &mut NoEdge);
+            relay.engine.emit(now, |link, _| {
+                sent[link as usize].push(now);
+                Ok(())
+            });
+            now = now + STEP;
+        }
+        let counters = relay.engine.counters();
+        assert_eq!((counters.received, counters.missed_slots), (fed, 0));
+        assert!(DropReason::ALL.iter().all(|&reason| counters.dropped(reason) == 0));
+        for (slots, sent) in relay.slots.into_iter().zip(sent) {
+            assert!(sent.len() >= 19, "{}", sent.len());
+            let matched = match_slots(slots, sent.into_iter(), start);
+            assert_eq!((matched.empty, matched.astray), (0, 0));
+            assert!(matched.lateness.iter().all(|late| u64::from(*late) < STEP.0), "{matched:?}");
+        }
+    }
+}
