@@ -2,7 +2,7 @@
 //! would otherwise pace itself with, and beside an empty loop on the same core. All of it in turns.
 //!
 //! Lateness is the time at which a cell is handed to the port, less the deadline of its slot, which the schedule's
-//! seed gives. The relay is a middle one on a port in memory; load is links, since a link's rate never changes: each
+//! seed gives; a slot that the worker came too late for counts as late as the link's next cell. The relay is a middle one on a port in memory; load is links, since a link's rate never changes: each
 //! circuit brings 1000 cells per second in over one link and out over another, and both links send at all their slots.
 
 mod compare;

@@ -8,7 +8,8 @@ use relay_user::engine::time::Nanos;
 /// The cells of one link, matched with its slots.
 #[derive(Debug, Default)]
 pub(super) struct Matched {
-    /// How late each cell was for its slot, in nanoseconds.
+    /// How late each slot was, in nanoseconds; one left empty as late as its link's next cell, since what kept the
+    /// worker from it lasted until then.
     pub(super) lateness: Vec<u32>,
     /// Slots that no cell fits, and those among them that count.
     pub(super) empty: u64,
@@ -21,10 +22,14 @@ pub(super) struct Matched {
 /// Slots before `from` do not count.
 pub(super) fn match_slots(mut slots: Schedule, sent: impl Iterator<Item = Nanos>, from: Nanos) -> Matched {
     let mut matched = Matched::default();
+    let late = |at: Nanos, deadline: Nanos| u32::try_from((at - deadline).0).unwrap_or(u32::MAX);
     for at in sent {
         while at.since(slots.deadline()) > MADE_UP {
             matched.empty += 1;
-            matched.missed += u64::from(slots.deadline() >= from);
+            if slots.deadline() >= from {
+                matched.missed += 1;
+                matched.lateness.push(late(at, slots.deadline()));
+            }
             slots.advance();
         }
         let deadline = slots.deadline();
@@ -33,7 +38,7 @@ pub(super) fn match_slots(mut slots: Schedule, sent: impl Iterator<Item = Nanos>
             continue;
         }
         if deadline >= from {
-            matched.lateness.push(u32::try_from((at - deadline).0).unwrap_or(u32::MAX));
+            matched.lateness.push(late(at, deadline));
         }
         slots.advance();
     }
@@ -112,7 +117,7 @@ mod tests {
         let sent =
             [due[0] + Nanos(100), due[1] + Nanos(200), due[2], stall, stall + Nanos(50), due[7] + Nanos(1)];
         let matched = match_slots(slots(), sent.into_iter(), due[1]);
-        assert_eq!(matched.lateness, [200, 0, 1_000_500, 550, 1]);
+        assert_eq!(matched.lateness, [200, 0, 3_000_500, 2_000_500, 1_000_500, 550, 1]);
         assert_eq!((matched.empty, matched.missed, matched.astray), (2, 2, 0));
     }
 

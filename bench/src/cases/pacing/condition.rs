@@ -110,8 +110,8 @@ impl Condition {
 
     /// Slots left empty, in percent.
     pub(super) fn missed_percent(&self) -> f64 {
-        let kept: usize = self.fit().map(<[u32]>::len).sum();
-        100.0 * self.missed as f64 / (self.missed as f64 + kept as f64)
+        let slots: usize = self.fit().map(<[u32]>::len).sum();
+        100.0 * self.missed as f64 / slots as f64
     }
 
     /// The median load of the rounds that count.

@@ -58,7 +58,7 @@ impl Task {
 /// What came of it.
 #[derive(Debug, Default)]
 pub(super) struct Phase {
-    /// Lateness of every cell, in nanoseconds.
+    /// Lateness of every slot, in nanoseconds.
     pub(super) lateness: Vec<u32>,
     /// Slots left empty after the warm-up; once in a while one too many, where a cell left on the edge of tolerance.
     pub(super) missed: u64,
