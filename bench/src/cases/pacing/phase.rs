@@ -112,7 +112,7 @@ impl Phase {
             empty += matched.empty;
             astray += matched.astray;
         }
-        phase.contradiction = contradiction(&notes, empty.saturating_sub(astray), &before, &after);
+        phase.contradiction = contradiction(&notes, task, empty.saturating_sub(astray), &before, &after);
         Ok(phase)
     }
 
@@ -148,15 +148,23 @@ fn prepare(arena: &'static Arena, circuits: u32, clock: Clock) -> anyhow::Result
 }
 
 /// What the worker's own totals before and after the end say against the notes.
-fn contradiction(notes: &Notes, missed: u64, before: &Counters, after: &Counters) -> Option<String> {
+fn contradiction(
+    notes: &Notes,
+    task: Task,
+    missed: u64,
+    before: &Counters,
+    after: &Counters,
+) -> Option<String> {
+    // One cell of each circuit came before the worker began.
+    let arrived = notes.arrived + u64::from(task.circuits);
+
     let checks = [
         ("cells handed to the port", notes.sent.len() as u64, before.sent, after.sent),
-        ("cells that arrived", notes.arrived, before.received, after.received),
+        ("cells that arrived", arrived, before.received, after.received),
         ("slots without a cell", missed, before.missed_slots, after.missed_slots),
     ];
     for (what, noted, least, most) in checks {
-        // One circuit's first cell each came before the worker began.
-        if noted + EDGE < least.saturating_sub(u64::from(super::relay::MAX_CIRCUITS)) || noted > most + EDGE {
+        if noted + EDGE < least || noted > most + EDGE {
             return Some(format!("{noted} {what} noted, {least} to {most} counted by the worker"));
         }
     }
