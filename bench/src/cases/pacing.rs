@@ -134,7 +134,10 @@ fn report(session: &mut Session, conditions: &[Condition; 7], gaps: &[f64]) -> a
         }
         let pooled = condition.pooled();
         lines.push(Series { name: name.into(), points: cdf(&pooled) });
-        session.distribution(format!("lateness {}", name.replace(['%', ',', '_'], "")), histogram(&pooled)?);
+        session.distribution(
+            format!("lateness {}", name.replace(['%', ','], "").replace('_', "-")),
+            histogram(&pooled)?,
+        );
     }
     let gap = median(gaps.iter().copied());
     session.measured("the gap probe's p99.9 on the same core, in between", gap, "µs", None);
