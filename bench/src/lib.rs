@@ -7,6 +7,7 @@
 
 pub mod cases;
 pub mod cells;
+pub mod cpu;
 pub mod figure;
 pub mod probe;
 pub mod report;

@@ -17,6 +17,10 @@ struct Arguments {
     /// Also writes the results here, as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Also writes the results here, as an HTML page with plots, and beside it an HdrHistogram percentile file (.hgrm)
+    /// for each distribution
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
     /// Shorter measurements: a first look, with wider noise
     #[arg(long)]
     quick: bool,
@@ -60,6 +64,12 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     if let Some(path) = &arguments.json {
         let json = report::json::render(session.figures(), session.quick)?;
         std::fs::write(path, json).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    if let Some(path) = &arguments.html {
+        println!();
+        for written in report::html::write(path, &session)? {
+            println!("wrote {}", written.display());
+        }
     }
     Ok(())
 }

@@ -1,6 +1,8 @@
 //! The cases, in the order in which they run.
 
 pub mod engine;
+pub mod latency;
+pub mod pacing;
 pub mod peers;
 pub mod pktgen;
 pub mod relay;
@@ -21,7 +23,7 @@ pub struct Case {
 }
 
 /// Every case.
-pub const ALL: [Case; 6] = [
+pub const ALL: [Case; 8] = [
     Case { name: "engine", about: "ns per cell and per wheel event in memory", run: engine::run },
     Case { name: "ring", about: "rxdrop, txonly and l2fwd with the project's own rings", run: ring::run },
     Case {
@@ -29,6 +31,8 @@ pub const ALL: [Case; 6] = [
         about: "greatest constant rate without loss, and CPU time per relayed cell",
         run: relay::run,
     },
+    Case { name: "pacing", about: "how late slots are, idle and at 80 % load", run: pacing::run },
+    Case { name: "latency", about: "what each hop adds to a packet's way", run: latency::run },
     Case { name: "tun", about: "packets per call and CPU per packet at the TUN edges", run: tun::run },
     Case {
         name: "peers",
