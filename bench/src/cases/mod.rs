@@ -1,6 +1,7 @@
 //! The cases, in the order in which they run.
 
 pub mod engine;
+pub mod xdp;
 
 use crate::session::Session;
 
@@ -16,5 +17,7 @@ pub struct Case {
 }
 
 /// Every case.
-pub const ALL: [Case; 1] =
-    [Case { name: "engine", about: "ns per cell and per wheel event in memory", run: engine::run }];
+pub const ALL: [Case; 2] = [
+    Case { name: "engine", about: "ns per cell and per wheel event in memory", run: engine::run },
+    Case { name: "xdp", about: "ns per packet of the XDP program, and floods it drops", run: xdp::run },
+];

@@ -54,8 +54,8 @@ mod tests {
     use super::*;
 
     fn committed() -> Vec<u8> {
-        let path = super::super::workspace_root().expect("workspace").join(super::super::OBJECT);
-        std::fs::read(path).expect("object")
+        let root = super::super::workspace_root().expect("workspace");
+        super::super::OBJECTS[0].committed(&root).expect("object")
     }
 
     #[test]
