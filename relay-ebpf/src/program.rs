@@ -51,16 +51,16 @@ fn evenwire(context: XdpContext) -> u32 {
 #[inline(always)]
 fn redirect(context: &XdpContext, owner: u32) -> u32 {
     let queue = context.rx_queue_index();
-    // The redirect helper only notes the target; looking here is what makes a missing socket countable.
-    if SOCKETS.get(queue).is_none() {
-        return drop(context, DropReason::NoSocket);
-    }
-    if queue != owner {
-        count(Counter::OtherQueue);
-    }
-    count(Counter::Redirected);
+    // The helper looks the socket up itself: with none there it answers with the flags, XDP_DROP.
     match SOCKETS.redirect(queue, u64::from(XDP_DROP)) {
-        Ok(action) | Err(action) => action,
+        Ok(action) => {
+            if queue != owner {
+                count(Counter::OtherQueue);
+            }
+            count(Counter::Redirected);
+            action
+        }
+        Err(_) => drop(context, DropReason::NoSocket),
     }
 }
 

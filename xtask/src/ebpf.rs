@@ -27,6 +27,10 @@ const OBJECTS: [Object; 2] = [
 const NOTE: &str = "relay-ebpf/toolchain.toml";
 const TARGET: &str = "bpfel-unknown-none";
 
+/// Code for BPF version 3: 32-bit arithmetic and jumps, in the kernel since 5.1, before what else is used here. Fields of
+/// packets are read in one go although they may stand at any address: the verifier permits that for packets.
+const CODE_FLAGS: [&str; 2] = ["-Ctarget-cpu=v3", "-Ctarget-feature=+allows-misaligned-mem-access"];
+
 /// A committed object.
 #[derive(Clone, Copy)]
 struct Object {
@@ -167,6 +171,7 @@ fn noted<'a>(note: &'a str, key: &str) -> Result<&'a str> {
 fn compile(root: &Path, toolchain: &Toolchain) -> Result<[Vec<u8>; OBJECTS.len()]> {
     let target_dir = root.join("target/ebpf");
     let mut flags = vec!["-Cdebuginfo=0".to_owned(), format!("-Clinker={}", toolchain.linker.display())];
+    flags.extend(CODE_FLAGS.map(str::to_owned));
     let home = env::var_os("CARGO_HOME")
         .map(PathBuf::from)
         .or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cargo")));

@@ -118,7 +118,7 @@ fn the_datagram_is_located_where_it_stands() {
         let frame = tagged(tags, &frame);
         let mut cursor = SliceCursor::new(&frame);
         let found = locate(&mut cursor, PORT).expect("ours");
-        assert_eq!(found.source, source);
+        assert_eq!(found.source.octets(), source);
         assert_eq!(found.source_port, 4000);
         assert_eq!(usize::from(found.payload_len), CELL_LEN);
         assert_eq!(usize::from(found.payload_offset), frame.len() - CELL_LEN);
@@ -268,7 +268,7 @@ proptest! {
             prop_assert_eq!(&payload[..4], &[1, 0, 0, 0]);
             prop_assert_eq!(&payload[4..8], &INDEX.to_be_bytes());
             prop_assert!(payload.len() >= CELL_LEN);
-            prop_assert_eq!(found.source, source);
+            prop_assert_eq!(found.source.octets(), source);
         }
     }
 }
