@@ -27,8 +27,8 @@ const OBJECTS: [Object; 2] = [
 const NOTE: &str = "relay-ebpf/toolchain.toml";
 const TARGET: &str = "bpfel-unknown-none";
 
-/// Code for BPF version 3: 32-bit arithmetic and jumps, in the kernel since 5.1, before what else is used here. Fields of
-/// packets are read in one go although they may stand at any address: the verifier permits that for packets.
+/// Instructions of BPF's third version (32-bit arithmetic and jumps, Linux 5.1), and fields of packets read in one go
+/// at any address, which the verifier permits on processors that can do so, x86-64 and aarch64 among them.
 const CODE_FLAGS: [&str; 2] = ["-Ctarget-cpu=v3", "-Ctarget-feature=+allows-misaligned-mem-access"];
 
 /// A committed object.
