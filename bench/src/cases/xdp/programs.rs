@@ -1,6 +1,7 @@
 //! The programs in the kernel: the relay's, and those that do next to nothing.
 
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::{Array, PerCpuArray, XskMap};
@@ -101,7 +102,8 @@ impl Floor {
         attach(&mut self.0, program, interface)
     }
 
-    /// Lets `program` act on `frames` live frames as if they had come in on `interface`.
+    /// Lets `program` act on `frames` live frames as if they had come in on `interface`. Returns the time that took,
+    /// receivers included, by the kernel's clock: the call takes milliseconds more, to prepare.
     pub(super) fn send(
         &self,
         program: &'static str,
@@ -109,7 +111,7 @@ impl Floor {
         interface: u32,
         frames: u32,
         batch: u32,
-    ) -> Result<()> {
+    ) -> Result<Duration> {
         // struct xdp_md of uapi/linux/bpf.h: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
         let end = u32::try_from(frame.len())?;
         let context: Vec<u8> = [0, end, 0, interface, 0, 0].into_iter().flat_map(u32::to_ne_bytes).collect();
@@ -120,10 +122,10 @@ impl Floor {
             attrs: TestRunAttrs::new().xdp_live_frames(batch),
             ..TestRunOptions::new()
         };
-        of(&self.0, program)?
+        let result = of(&self.0, program)?
             .test_run(options)
             .context("sending live frames through BPF_PROG_TEST_RUN; it takes Linux 5.18")?;
-        Ok(())
+        Ok(result.duration * frames)
     }
 }
 
