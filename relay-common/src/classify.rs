@@ -189,12 +189,12 @@ impl From<Refusal> for Verdict {
 }
 
 /// Decides about the frame that `cursor` stands in front of. `port` is our UDP port; `session` gives the entry of
-/// a slot below [`crate::abi::SESSION_SLOTS`].
+/// a slot below [`crate::abi::SESSION_SLOTS`], or nothing where it cannot be that of the receiver index given with it.
 #[inline(always)]
 pub fn classify<C: Cursor>(
     mut cursor: C,
     port: u16,
-    session: impl FnOnce(u32) -> Option<SessionEntry>,
+    session: impl FnOnce(u32, u32) -> Option<SessionEntry>,
 ) -> Verdict {
     match locate(&mut cursor, port) {
         Ok(datagram) => judge(cursor, &datagram, session),
@@ -329,7 +329,7 @@ fn payload_len<C: Cursor>(cursor: &mut C, datagram_len: u16) -> Result<u16, Refu
 pub fn judge<C: Cursor>(
     mut cursor: C,
     datagram: &Datagram,
-    session: impl FnOnce(u32) -> Option<SessionEntry>,
+    session: impl FnOnce(u32, u32) -> Option<SessionEntry>,
 ) -> Verdict {
     let len = usize::from(datagram.payload_len);
     let complete = match len {
@@ -354,7 +354,7 @@ pub fn judge<C: Cursor>(
         return Verdict::Drop(DropReason::ReservedBits);
     };
     let slot = session_slot(receiver_index);
-    let entry = match session(slot) {
+    let entry = match session(slot, receiver_index) {
         Some(entry) if entry.in_use == 1 && entry.receiver_index == receiver_index => entry,
         _ => return Verdict::Drop(DropReason::NoSession),
     };

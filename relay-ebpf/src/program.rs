@@ -9,7 +9,10 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::debug;
 use relay_common::{
-    abi::{Counter, SESSION_SLOTS, SOCKET_SLOTS, SessionEntry},
+    abi::{
+        Counter, SESSION_SLOTS, SOCKET_SLOTS, SessionEntry, TAG_ROWS, TAGS_PER_ROW, session_tag, tag_place,
+        tag_row,
+    },
     classify::{DropReason, Verdict, classify},
 };
 
@@ -17,6 +20,8 @@ use crate::cursor::FrameCursor;
 
 #[map]
 static SESSIONS: Array<SessionEntry> = Array::with_max_entries(SESSION_SLOTS, 0);
+#[map]
+static TAGS: Array<[u8; TAGS_PER_ROW]> = Array::with_max_entries(TAG_ROWS, 0);
 #[map]
 static SOCKETS: XskMap = XskMap::with_max_entries(SOCKET_SLOTS, 0);
 #[map]
@@ -31,7 +36,13 @@ static RELAY_LOG: Global<u8> = Global::new(0);
 
 #[xdp]
 fn evenwire(context: XdpContext) -> u32 {
-    let session = |slot| SESSIONS.get(slot).copied();
+    let session = |slot, index| {
+        let tags = TAGS.get(tag_row(slot))?;
+        if tags[tag_place(slot)] != session_tag(index) {
+            return None;
+        }
+        SESSIONS.get(slot).copied()
+    };
     match classify(FrameCursor::new(&context), RELAY_PORT.load(), session) {
         Verdict::Pass => {
             count(Counter::Passed);

@@ -77,7 +77,7 @@ fn tagged(tags: usize, frame: &[u8]) -> Vec<u8> {
 }
 
 fn verdict_with(frame: &[u8], entry: SessionEntry) -> Verdict {
-    classify(SliceCursor::new(frame), PORT, |slot| {
+    classify(SliceCursor::new(frame), PORT, |slot, _| {
         (slot == session_slot(entry.receiver_index)).then_some(entry)
     })
 }
@@ -156,7 +156,7 @@ fn foreign_frames_pass() {
     ] {
         assert_eq!(verdict(&frame), Verdict::Pass);
     }
-    let port_zero = classify(SliceCursor::new(&with(36, 0)), 0, |_| None);
+    let port_zero = classify(SliceCursor::new(&with(36, 0)), 0, |_, _| None);
     assert_eq!(port_zero, Verdict::Pass);
     let mut version = cell6();
     version[14] = 0x40;

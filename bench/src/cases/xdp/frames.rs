@@ -114,7 +114,7 @@ mod tests {
     #[test]
     fn each_kind_is_what_the_classifier_takes_it_for() {
         for kind in Kind::ALL {
-            let verdict = classify(SliceCursor::new(&kind.frame()), PORT, |_| Some(session()));
+            let verdict = classify(SliceCursor::new(&kind.frame()), PORT, |_, _| Some(session()));
             let counter = match verdict {
                 Verdict::Pass => Counter::Passed,
                 Verdict::Handshake(_) => Counter::Handshake,

@@ -9,7 +9,8 @@ use aya::programs::xdp::{XdpLink, XdpMode};
 use aya::programs::{TestRun, TestRunAttrs, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use relay_common::abi::{
-    Counter, GLOBAL_PORT, MAP_COUNTERS, MAP_SESSIONS, MAP_SOCKETS, PROGRAM, SESSION_ENTRY_LEN, session_slot,
+    Counter, GLOBAL_PORT, MAP_COUNTERS, MAP_SESSIONS, MAP_SOCKETS, MAP_TAGS, PROGRAM, SESSION_ENTRY_LEN,
+    TAGS_PER_ROW, session_slot, session_tag, tag_place, tag_row,
 };
 use relay_user::steering::OBJECT;
 use rustix::net::{AddressFamily, SocketType};
@@ -46,6 +47,12 @@ impl Relay {
         let sessions = ebpf.map_mut(MAP_SESSIONS).context("no map of sessions")?;
         let mut sessions: Array<_, [u8; SESSION_ENTRY_LEN]> = sessions.try_into()?;
         sessions.set(session_slot(entry.receiver_index), entry.to_bytes(), 0)?;
+        let slot = session_slot(entry.receiver_index);
+        let mut tags: Array<_, [u8; TAGS_PER_ROW]> =
+            ebpf.map_mut(MAP_TAGS).context("no map of tags")?.try_into()?;
+        let mut row = tags.get(&tag_row(slot), 0)?;
+        row[tag_place(slot)] = session_tag(entry.receiver_index);
+        tags.set(tag_row(slot), row, 0)?;
         let socket = rustix::net::socket(AddressFamily::XDP, SocketType::RAW, None)
             .context("an AF_XDP socket; the kernel needs CONFIG_XDP_SOCKETS")?;
         rustix::net::sockopt::set_xdp_rx_ring_size(&socket, 64).context("its receive ring")?;
