@@ -149,11 +149,41 @@ impl From<u16> for Ports {
     }
 }
 
+/// The address that a datagram comes from; IPv4 as `::ffff:a.b.c.d`.
+///
+/// Kept as the two words that its 16 bytes make in memory: the program then compares it in two steps, where bytes
+/// would be taken apart, held one by one on the stack and put together again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Source([u64; 2]);
+
+impl Source {
+    #[inline(always)]
+    const fn v4(octets: u32) -> Self {
+        // `::ffff:0:0`, which an IPv4 address takes the last four bytes of.
+        const MAPPED: [u8; 4] = [0, 0, 0xff, 0xff];
+        let (first, last) = (u32::from_ne_bytes(MAPPED) as u64, octets as u64);
+        Self([0, if cfg!(target_endian = "little") { first | last << 32 } else { first << 32 | last }])
+    }
+
+    #[inline(always)]
+    const fn from_octets(octets: [u8; 16]) -> Self {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = octets;
+        Self([u64::from_ne_bytes([a, b, c, d, e, f, g, h]), u64::from_ne_bytes([i, j, k, l, m, n, o, p])])
+    }
+
+    /// The address in network byte order.
+    pub const fn octets(self) -> [u8; 16] {
+        let [a, b, c, d, e, f, g, h] = self.0[0].to_ne_bytes();
+        let [i, j, k, l, m, n, o, p] = self.0[1].to_ne_bytes();
+        [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
+    }
+}
+
 /// Where a UDP datagram for our port stands in a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Datagram {
-    /// The source address; IPv4 as `::ffff:a.b.c.d`. Network byte order.
-    pub source: [u8; 16],
+    /// The source address.
+    pub source: Source,
     /// The source port.
     pub source_port: u16,
     /// Bytes in front of the payload.
@@ -182,12 +212,12 @@ impl From<Refusal> for Verdict {
 }
 
 /// Decides about the frame that `cursor` stands in front of. `ports` are our UDP ports; `session` gives the entry of
-/// a slot below [`crate::abi::SESSION_SLOTS`].
+/// a slot below [`crate::abi::SESSION_SLOTS`], or nothing where it cannot be that of the receiver index given with it.
 #[inline(always)]
 pub fn classify<C: Cursor>(
     mut cursor: C,
     ports: Ports,
-    session: impl FnOnce(u32) -> Option<SessionEntry>,
+    session: impl FnOnce(u32, u32) -> Option<SessionEntry>,
 ) -> Verdict {
     match locate(&mut cursor, ports) {
         Ok(datagram) => judge(cursor, &datagram, session),
@@ -244,7 +274,7 @@ fn locate_ipv4<C: Cursor>(cursor: &mut C, ports: Ports, offset: u16) -> Result<D
     let total_len = u16::from_be_bytes([t0, t1]);
     let datagram_len = total_len.checked_sub(IPV4_LEN).ok_or(Refusal::Drop(DropReason::LengthMismatch))?;
     Ok(Datagram {
-        source: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, s0, s1, s2, s3],
+        source: Source::v4(u32::from_ne_bytes([s0, s1, s2, s3])),
         source_port,
         payload_offset: offset + IPV4_LEN + UDP_LEN,
         payload_len: payload_len(cursor, datagram_len)?,
@@ -254,7 +284,7 @@ fn locate_ipv4<C: Cursor>(cursor: &mut C, ports: Ports, offset: u16) -> Result<D
 #[inline(always)]
 fn locate_ipv6<C: Cursor>(cursor: &mut C, ports: Ports, offset: u16) -> Result<Datagram, Refusal> {
     let [version, _, _, _, l0, l1, mut next_header, _] = cursor.take::<8>().ok_or(Refusal::NotOurs)?;
-    let source = cursor.take::<16>().ok_or(Refusal::NotOurs)?;
+    let source = Source::from_octets(cursor.take::<16>().ok_or(Refusal::NotOurs)?);
     let _destination = cursor.take::<16>().ok_or(Refusal::NotOurs)?;
     if version >> 4 != 6 {
         return Err(Refusal::NotOurs);
@@ -322,7 +352,7 @@ fn payload_len<C: Cursor>(cursor: &mut C, datagram_len: u16) -> Result<u16, Refu
 pub fn judge<C: Cursor>(
     mut cursor: C,
     datagram: &Datagram,
-    session: impl FnOnce(u32) -> Option<SessionEntry>,
+    session: impl FnOnce(u32, u32) -> Option<SessionEntry>,
 ) -> Verdict {
     let len = usize::from(datagram.payload_len);
     let complete = match len {
@@ -347,11 +377,11 @@ pub fn judge<C: Cursor>(
         return Verdict::Drop(DropReason::ReservedBits);
     };
     let slot = session_slot(receiver_index);
-    let entry = match session(slot) {
+    let entry = match session(slot, receiver_index) {
         Some(entry) if entry.in_use == 1 && entry.receiver_index == receiver_index => entry,
         _ => return Verdict::Drop(DropReason::NoSession),
     };
-    if entry.source_port != datagram.source_port || entry.source != datagram.source {
+    if entry.source_port != datagram.source_port || Source::from_octets(entry.source) != datagram.source {
         return Verdict::Drop(DropReason::UnexpectedSource);
     }
     Verdict::Redirect { slot, queue: entry.queue }

@@ -14,8 +14,9 @@ use aya::{
 use aya_log::EbpfLogger;
 use log::Log;
 use relay_common::abi::{
-    Counter, GLOBAL_LOG, GLOBAL_PORT, GLOBAL_PORTS, MAP_COUNTERS, MAP_SESSIONS, MAP_SOCKETS, PROGRAM,
-    SESSION_ENTRY_LEN, SOCKET_SLOTS, SessionEntry, session_slot,
+    Counter, GLOBAL_LOG, GLOBAL_PORT, GLOBAL_PORTS, MAP_COUNTERS, MAP_SESSIONS, MAP_SOCKETS, MAP_TAGS,
+    PROGRAM, SESSION_ENTRY_LEN, SOCKET_SLOTS, SessionEntry, TAGS_PER_ROW, session_slot, session_tag,
+    tag_place, tag_row,
 };
 use relay_common::classify::Ports;
 use rustix::{
@@ -177,6 +178,7 @@ pub struct Steering {
 
 struct Maps {
     sessions: Array<MapData, [u8; SESSION_ENTRY_LEN]>,
+    tags: Array<MapData, [u8; TAGS_PER_ROW]>,
     sockets: XskMap<MapData>,
     counters: PerCpuArray<MapData, u64>,
 }
@@ -215,6 +217,7 @@ impl Steering {
             .map_err(|error| permission(interface, &error).unwrap_or(SteeringError::Load(error)))?;
         let maps = Maps {
             sessions: take_map(&mut ebpf, MAP_SESSIONS)?,
+            tags: take_map(&mut ebpf, MAP_TAGS)?,
             sockets: take_map(&mut ebpf, MAP_SOCKETS)?,
             counters: take_map(&mut ebpf, MAP_COUNTERS)?,
         };
@@ -265,7 +268,9 @@ impl Steering {
     /// # Errors
     /// [`SteeringError::Map`].
     pub fn set_session(&mut self, entry: &SessionEntry) -> Result<(), SteeringError> {
-        self.write_session(session_slot(entry.receiver_index), entry)
+        let slot = session_slot(entry.receiver_index);
+        self.write_session(slot, entry)?;
+        self.write_tag(slot, session_tag(entry.receiver_index))
     }
 
     /// Stops letting the cells of the session with `receiver_index` through. No effect where its slot has since
@@ -283,7 +288,17 @@ impl Steering {
         if bytes[16..20] != receiver_index.to_ne_bytes() {
             return Ok(());
         }
+        self.write_tag(slot, 0)?;
         self.write_session(slot, &SessionEntry::default())
+    }
+
+    /// Changes one tag. The kernel copies the whole row, without a lock, over bytes that stay the same.
+    fn write_tag(&mut self, slot: u32, tag: u8) -> Result<(), SteeringError> {
+        let (tags, row) = (&mut self.maps.tags, tag_row(slot));
+        let failed = |source| SteeringError::Map { map: MAP_TAGS, source };
+        let mut row_tags = tags.get(&row, 0).map_err(failed)?;
+        row_tags[tag_place(slot)] = tag;
+        tags.set(row, row_tags, 0).map_err(failed)
     }
 
     fn write_session(&mut self, slot: u32, entry: &SessionEntry) -> Result<(), SteeringError> {

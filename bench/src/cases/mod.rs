@@ -8,6 +8,7 @@ pub mod pktgen;
 pub mod relay;
 pub mod ring;
 pub mod tun;
+pub mod xdp;
 
 use crate::session::Session;
 
@@ -23,8 +24,9 @@ pub struct Case {
 }
 
 /// Every case.
-pub const ALL: [Case; 8] = [
+pub const ALL: [Case; 9] = [
     Case { name: "engine", about: "ns per cell and per wheel event in memory", run: engine::run },
+    Case { name: "xdp", about: "ns per packet of the XDP program, and floods it drops", run: xdp::run },
     Case { name: "ring", about: "rxdrop, txonly and l2fwd with the project's own rings", run: ring::run },
     Case {
         name: "relay",

@@ -99,7 +99,7 @@ mod tests {
         let sum: u32 =
             header.chunks_exact(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
         assert_eq!((sum & 0xffff) + (sum >> 16), 0xffff);
-        let found = locate(&mut SliceCursor::new(frame.data()), UDP_PORT).unwrap();
+        let found = locate(&mut SliceCursor::new(frame.data()), UDP_PORT.into()).unwrap();
         assert_eq!((usize::from(found.payload_offset), usize::from(found.payload_len)), (LEN, CELL_LEN));
         Route::turn(&mut frame);
         assert_eq!(frame.data()[..LEN], Route::from(End::Relay).0);

@@ -77,7 +77,7 @@ fn tagged(tags: usize, frame: &[u8]) -> Vec<u8> {
 }
 
 fn verdict_with(frame: &[u8], entry: SessionEntry) -> Verdict {
-    classify(SliceCursor::new(frame), PORT.into(), |slot| {
+    classify(SliceCursor::new(frame), PORT.into(), |slot, _| {
         (slot == session_slot(entry.receiver_index)).then_some(entry)
     })
 }
@@ -118,7 +118,7 @@ fn the_datagram_is_located_where_it_stands() {
         let frame = tagged(tags, &frame);
         let mut cursor = SliceCursor::new(&frame);
         let found = locate(&mut cursor, PORT.into()).expect("ours");
-        assert_eq!(found.source, source);
+        assert_eq!(found.source.octets(), source);
         assert_eq!(found.source_port, 4000);
         assert_eq!(usize::from(found.payload_len), CELL_LEN);
         assert_eq!(usize::from(found.payload_offset), frame.len() - CELL_LEN);
@@ -156,7 +156,7 @@ fn foreign_frames_pass() {
     ] {
         assert_eq!(verdict(&frame), Verdict::Pass);
     }
-    let port_zero = classify(SliceCursor::new(&with(36, 0)), 0.into(), |_| None);
+    let port_zero = classify(SliceCursor::new(&with(36, 0)), 0.into(), |_, _| None);
     assert_eq!(port_zero, Verdict::Pass);
     let mut version = cell6();
     version[14] = 0x40;
@@ -268,7 +268,7 @@ proptest! {
             prop_assert_eq!(&payload[..4], &[1, 0, 0, 0]);
             prop_assert_eq!(&payload[4..8], &INDEX.to_be_bytes());
             prop_assert!(payload.len() >= CELL_LEN);
-            prop_assert_eq!(found.source, source);
+            prop_assert_eq!(found.source.octets(), source);
         }
     }
 }

@@ -132,7 +132,7 @@ impl Port for AfXdpPort {
                 continue;
             };
             frame.reset(frame.offset() + found.payload_offset, found.payload_len);
-            out.push(Received { frame, source: socket_address(found.source, found.source_port) });
+            out.push(Received { frame, source: socket_address(found.source.octets(), found.source_port) });
             count += 1;
         }
         self.socket.release_received();

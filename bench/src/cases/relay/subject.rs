@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use relay_user::engine::{Command, DropReason, Engine, Event, Limits};
 use relay_user::port::{AfXdpPort, UdpPort};
 use relay_user::steering::Steering;
-use relay_user::worker::{Clock, NodeEdge, Poll, ToWorker, Totals, Worker};
+use relay_user::worker::{Clock, NodeEdge, Poll, Report, ToWorker, Totals, Worker};
 use relay_user::xsk::FramePool;
 
 use super::metered::{Meter, Sample};
@@ -113,7 +113,7 @@ impl Subject {
             let event = self.runtime.block_on(async {
                 tokio::time::timeout(PATIENCE, async {
                     loop {
-                        if let Event::Extend { circuit, frame, .. } = handle.event().await {
+                        if let Report::Engine(Event::Extend { circuit, frame, .. }) = handle.event().await {
                             return (circuit, frame);
                         }
                     }
