@@ -58,13 +58,13 @@ impl Engine {
         }
     }
 
-    /// Chooses and seals the cells of the slots that come due within the lead. Returns how many.
-    pub fn stage(&mut self, now: Nanos, pool: &mut FramePool, edge: &mut impl Edge) -> usize {
+    /// Chooses and seals the cells of the slots that come due within the lead, `most` of them at most. Returns how many.
+    pub fn stage(&mut self, now: Nanos, most: usize, pool: &mut FramePool, edge: &mut impl Edge) -> usize {
         let mut staged = 0;
-        while staged < EMIT_BATCH
+        while staged < most
             && let Some(number) = self.wheel.pop(now)
         {
-            staged += self.stage_link(number, EMIT_BATCH - staged, now, pool, edge);
+            staged += self.stage_link(number, most - staged, now, pool, edge);
         }
         staged
     }

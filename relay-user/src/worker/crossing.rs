@@ -118,8 +118,9 @@ impl Crossing {
         }
     }
 
-    /// Passes up to `max` cells from each other worker to `receive`.
-    pub(super) fn take(&mut self, max: usize, mut receive: impl FnMut(Frame, SocketAddr)) {
+    /// Passes up to `max` cells from each other worker to `receive`. Returns how many in all.
+    pub(super) fn take(&mut self, max: usize, mut receive: impl FnMut(Frame, SocketAddr)) -> u64 {
+        let before = self.counters.taken;
         for taker in &mut self.takers {
             for _ in 0..max {
                 let Some((frame, source)) = taker.take() else { break };
@@ -128,6 +129,7 @@ impl Crossing {
             }
             taker.release();
         }
+        self.counters.taken - before
     }
 }
 

@@ -13,10 +13,11 @@ pub use snapshot::{Snapshot, Totals};
 use crate::engine::time::Nanos;
 use crate::engine::{Command, Engine, Event};
 use crate::port::{Peer, Port, Received};
-use crate::xsk::FramePool;
+use crate::xsk::{Frame, FramePool};
 use crossbeam::channel::{Receiver, Sender, TryRecvError, bounded};
 use crossbeam::queue::ArrayQueue;
 use crossing::{Crossing, Owner};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -39,6 +40,18 @@ const STAGING_SLACK: Nanos = Nanos(120_000);
 const MAX_SLEEP: Nanos = Nanos::MILLISECOND;
 /// How often totals are published and stale reassembly is given up.
 const HOUSEKEEPING: Nanos = Nanos(20 * Nanos::MILLISECOND.0);
+
+/// Cells leave at multiples of this on the worker's clock, at the first one after their slot. How late they are then
+/// follows from where their slot lies in between, whatever the worker does meanwhile.
+const GRID: Nanos = Nanos(16_000);
+/// Before a multiple at which cells leave, no work is begun for so long: the time of the pieces below.
+const GUARD: Nanos = Nanos(1_200);
+/// Slots staged between two looks at the clock.
+const STAGE_PIECE: usize = 4;
+/// Datagrams received between two looks at the clock.
+const RECEIVE_PIECE: usize = 2;
+/// Cells handed to the port before they are sent for: less than any port queues.
+const FLUSH: usize = 128;
 
 /// Nice value of a spinning worker: the highest priority that is not real-time.
 const BUSY_NICE: i32 = -20;
@@ -181,6 +194,7 @@ impl Worker {
             snapshot: Arc::clone(&snapshot),
             received: Vec::with_capacity(TURN),
             housekeeping: Nanos(0),
+            tick: Nanos(0),
             number,
             crossing,
             asked_for: 0,
@@ -282,6 +296,8 @@ struct Turning<P> {
     snapshot: Arc<Snapshot>,
     received: Vec<Received>,
     housekeeping: Nanos,
+    /// The grid's multiple up to which cells have left.
+    tick: Nanos,
     number: u16,
     crossing: Option<Crossing>,
     /// The last session that no worker had and that the control plane was asked for.
@@ -291,13 +307,12 @@ struct Turning<P> {
 impl<P: Port> Turning<P> {
     fn run(&mut self) {
         loop {
-            let now = self.clock.now();
-            self.send_due(now);
-            self.engine.stage(now, &mut self.pool, &mut self.edge);
+            let now = self.stage();
             if !self.obey(now) {
                 return;
             }
-            self.take_in(now);
+            self.take_in();
+            let now = self.keep_slots();
             self.edge.pump(&mut self.engine, now, TURN);
             self.pass_events();
             if now >= self.housekeeping {
@@ -311,13 +326,54 @@ impl<P: Port> Turning<P> {
         }
     }
 
-    fn send_due(&mut self, now: Nanos) {
-        let port = &mut self.port;
-        let sent =
-            self.engine.emit(now, |link, frame| port.transmit(link, frame).map_err(|refused| refused.frame));
-        if sent > 0 {
-            port.flush(&mut self.pool);
+    /// Sends the cells that are due where the grid's next multiple has come, or waits for it where it is so close that
+    /// another piece of work might miss it. Called between any two pieces of work. Returns the time.
+    fn keep_slots(&mut self) -> Nanos {
+        let mut now = self.clock.now();
+        let tick = Nanos((now.0 + GUARD.0) / GRID.0 * GRID.0);
+        if tick <= self.tick {
+            return now;
         }
+        self.tick = tick;
+        if self.engine.next_slot().is_some_and(|slot| slot <= tick) {
+            while now < tick {
+                std::hint::spin_loop();
+                now = self.clock.now();
+            }
+            self.send_due(tick);
+        }
+        now
+    }
+
+    fn send_due(&mut self, tick: Nanos) {
+        let mut queued = 0;
+        loop {
+            let port = &mut self.port;
+            let sent = self
+                .engine
+                .emit(tick, |link, frame| port.transmit(link, frame).map_err(|refused| refused.frame));
+            queued += sent;
+            if queued >= FLUSH || (sent == 0 && queued > 0) {
+                port.flush(&mut self.pool);
+                queued = 0;
+            }
+            if sent == 0 {
+                return;
+            }
+        }
+    }
+
+    /// Seals what comes due within the lead, [`TURN`] slots at most. Returns the time.
+    fn stage(&mut self) -> Nanos {
+        let mut now = self.keep_slots();
+        for _ in 0..TURN / STAGE_PIECE {
+            let staged = self.engine.stage(now, STAGE_PIECE, &mut self.pool, &mut self.edge);
+            now = self.keep_slots();
+            if staged < STAGE_PIECE {
+                break;
+            }
+        }
+        now
     }
 
     fn obey(&mut self, now: Nanos) -> bool {
@@ -332,32 +388,46 @@ impl<P: Port> Turning<P> {
         true
     }
 
-    fn take_in(&mut self, now: Nanos) {
+    fn take_in(&mut self) {
         self.port.receive(&mut self.pool, &mut self.received, TURN);
+        let mut now = self.keep_slots();
         for datagram in &self.received {
             self.engine.prefetch(&datagram.frame);
         }
-        let Self { engine, edge, crossing: Some(crossing), .. } = self else {
-            for datagram in self.received.drain(..) {
-                self.engine.receive(datagram.frame, datagram.source, &mut self.edge, now);
+        let mut received = std::mem::take(&mut self.received);
+        for (number, Received { frame, source }) in received.drain(..).enumerate() {
+            if number % RECEIVE_PIECE == RECEIVE_PIECE - 1 {
+                now = self.keep_slots();
             }
-            return;
-        };
-        let mut unowned = None;
-        for Received { frame, source } in self.received.drain(..) {
-            match crossing.owner(&frame) {
-                Owner::Me => engine.receive(frame, source, edge, now),
-                Owner::Other(worker) => crossing.give(worker, frame, source),
-                Owner::Nobody(receive_index) => {
-                    crossing.counters.unowned += 1;
-                    unowned = Some(receive_index);
+            self.take_one(frame, source, now);
+        }
+        // The emptied vector keeps its room for the next batch.
+        self.received = received;
+        if let Some(crossing) = &mut self.crossing {
+            crossing.publish();
+            for _ in 0..TURN / RECEIVE_PIECE {
+                let Self { engine, edge, crossing: Some(crossing), .. } = self else { break };
+                let taken =
+                    crossing.take(RECEIVE_PIECE, |frame, source| engine.receive(frame, source, edge, now));
+                now = self.keep_slots();
+                if taken == 0 {
+                    break;
                 }
             }
         }
-        crossing.publish();
-        crossing.take(TURN, |frame, source| engine.receive(frame, source, edge, now));
-        if let Some(receive_index) = unowned {
-            self.ask_for(receive_index);
+    }
+
+    fn take_one(&mut self, frame: Frame, source: SocketAddr, now: Nanos) {
+        let Some(crossing) = &mut self.crossing else {
+            return self.engine.receive(frame, source, &mut self.edge, now);
+        };
+        match crossing.owner(&frame) {
+            Owner::Me => self.engine.receive(frame, source, &mut self.edge, now),
+            Owner::Other(worker) => crossing.give(worker, frame, source),
+            Owner::Nobody(receive_index) => {
+                crossing.counters.unowned += 1;
+                self.ask_for(receive_index);
+            }
         }
     }
 
@@ -402,7 +472,8 @@ impl<P: Port> Turning<P> {
 
     fn sleep(&self) {
         let now = self.clock.now();
-        let slot = self.engine.next_slot().map(|at| Nanos(at.0.saturating_sub(SPIN.0)));
+        let slot =
+            self.engine.next_slot().map(|at| Nanos(at.0.next_multiple_of(GRID.0).saturating_sub(SPIN.0)));
         let staging = self.engine.next_deadline().map(|at| at + STAGING_SLACK);
         let wake = slot.into_iter().chain(staging).min().unwrap_or(now + MAX_SLEEP).min(now + MAX_SLEEP);
         let span = wake.since(now);

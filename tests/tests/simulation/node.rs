@@ -126,7 +126,7 @@ impl Node {
 
     /// One turn of a worker: seal what comes due, send what is due, serve the control plane.
     pub(crate) fn turn(&mut self, now: Nanos, mut out: impl FnMut(u32, &[u8])) {
-        self.engine.stage(now, &mut self.pool, &mut self.edge);
+        self.engine.stage(now, 32, &mut self.pool, &mut self.edge);
         self.engine.emit(now, |link, frame| {
             out(link, frame.data());
             Ok(())

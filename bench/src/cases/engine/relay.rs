@@ -136,7 +136,7 @@ impl Relay {
         let received = Instant::now();
         for _ in 0..BATCH / TURN {
             self.now = self.now + Nanos(TURN as u64 * PERIOD.0);
-            self.engine.stage(self.now, &mut self.pool, &mut NoEdge);
+            self.engine.stage(self.now, BATCH, &mut self.pool, &mut NoEdge);
             let pool = &mut self.pool;
             self.engine.emit(self.now, |_, frame| {
                 pool.put(frame);

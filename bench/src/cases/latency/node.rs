@@ -114,7 +114,7 @@ impl Node {
             out(link, frame);
             Ok(())
         });
-        self.engine.stage(now, &mut self.pool, &mut self.edge);
+        self.engine.stage(now, 32, &mut self.pool, &mut self.edge);
         while let Some(event) = self.engine.pop_event() {
             self.serve(event, now)?;
         }

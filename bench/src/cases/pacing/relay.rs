@@ -226,7 +226,7 @@ mod tests {
                     fed += 1;
                 }
             }
-            relay.engine.stage(now, &mut pool, &mut NoEdge);
+            relay.engine.stage(now, 32, &mut pool, &mut NoEdge);
             relay.engine.emit(now, |link, _| {
                 sent[link as usize].push(now);
                 Ok(())

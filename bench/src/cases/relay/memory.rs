@@ -96,7 +96,7 @@ impl InMemory {
         }
         for _ in 0..BATCH {
             self.now = self.now + PERIOD;
-            self.engine.stage(self.now, &mut self.pool, &mut NoEdge);
+            self.engine.stage(self.now, 32, &mut self.pool, &mut NoEdge);
             let pool = &mut self.pool;
             self.engine.emit(self.now, |_, frame| {
                 pool.put(frame);
