@@ -436,8 +436,9 @@ impl XskSocket {
         self.transmit.publish();
         let mut kick = Kick::default();
         while kick.calls < max_calls && self.transmit.pending() > 0 {
-            // Copy mode sends within the call and on no other occasion.
-            if self.zero_copy && !self.transmit.needs_wakeup() {
+            // Copy mode sends within the call and on no other occasion. With busy polling nobody else runs the driver's
+            // loop, whatever the flag says, and a cell would wait for the next look at what came in.
+            if self.zero_copy && !self.prefers_busy_poll && !self.transmit.needs_wakeup() {
                 break;
             }
             let before = self.transmit.pending();
