@@ -22,10 +22,12 @@
 mod arena;
 mod lent;
 mod mapping;
+mod options;
 mod pages;
 mod ring;
 mod socket;
 
 pub use arena::{Arena, Frame, FramePool};
+pub use options::BusyPoll;
 pub use pages::{HugePages, Pages};
-pub use socket::{BindRequest, BusyPoll, Kick, SocketConfig, SocketError, XskSocket};
+pub use socket::{BindRequest, Kick, SocketConfig, SocketError, XskSocket};
