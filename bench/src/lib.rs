@@ -6,7 +6,10 @@
 //! ```
 
 pub mod cases;
+pub mod cells;
+pub mod cpu;
 pub mod figure;
 pub mod probe;
 pub mod report;
+pub mod rig;
 pub mod session;

@@ -17,12 +17,19 @@ struct Arguments {
     /// Also writes the results here, as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Also writes the results here, as an HTML page with plots, and beside it an HdrHistogram percentile file (.hgrm)
+    /// for each distribution
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
     /// Shorter measurements: a first look, with wider noise
     #[arg(long)]
     quick: bool,
     /// Lists the cases and measures nothing
     #[arg(long)]
     list: bool,
+    /// Prints what a link and a circuit take of memory, measured on so many of each
+    #[arg(long, value_name = "COUNT", hide = true)]
+    measure_memory: Option<u32>,
 }
 
 fn main() -> ExitCode {
@@ -42,6 +49,11 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         }
         return Ok(());
     }
+    if let Some(count) = arguments.measure_memory {
+        let [link, circuit] = cases::engine::memory::measure(count)?;
+        println!("{link} {circuit}");
+        return Ok(());
+    }
     let mut session = Session::new(arguments.quick);
     for case in cases::ALL {
         if arguments.cases.is_empty() || arguments.cases.iter().any(|name| name == case.name) {
@@ -52,6 +64,12 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     if let Some(path) = &arguments.json {
         let json = report::json::render(session.figures(), session.quick)?;
         std::fs::write(path, json).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    if let Some(path) = &arguments.html {
+        println!();
+        for written in report::html::write(path, &session)? {
+            println!("wrote {}", written.display());
+        }
     }
     Ok(())
 }

@@ -13,12 +13,16 @@ pub const SOCKET_SLOTS: u32 = 256;
 
 /// Name of the map from session slot to [`SessionEntry`] (array, written by the relay only).
 pub const MAP_SESSIONS: &str = "SESSIONS";
+/// Name of the map from [`tag_row`] to [`TAGS_PER_ROW`] tags (array, written by the relay only).
+pub const MAP_TAGS: &str = "TAGS";
 /// Name of the map from receive queue to AF_XDP socket.
 pub const MAP_SOCKETS: &str = "SOCKETS";
 /// Name of the map from [`Counter::index`] to a `u64` for each CPU.
 pub const MAP_COUNTERS: &str = "COUNTERS";
-/// Name of the global (`u16`) that holds the relay's UDP port. Zero, its default, matches nothing.
+/// Name of the global (`u16`) that holds the lowest of the relay's UDP ports.
 pub const GLOBAL_PORT: &str = "RELAY_PORT";
+/// Name of the global (`u16`) that holds how many ports the relay has from there on. Zero, its default, matches nothing.
+pub const GLOBAL_PORTS: &str = "RELAY_PORTS";
 /// Name of the global (`u8`) that switches log records on where it is not zero.
 pub const GLOBAL_LOG: &str = "RELAY_LOG";
 /// Name of the program, and of its function in the object.
@@ -27,6 +31,29 @@ pub const PROGRAM: &str = "evenwire";
 /// The entry of [`MAP_SESSIONS`] that a cell with `receiver_index` must match.
 pub const fn session_slot(receiver_index: u32) -> u32 {
     receiver_index & (SESSION_SLOTS - 1)
+}
+
+const TAG_ROW_BITS: u32 = 6;
+/// Session tags that one entry of [`MAP_TAGS`] holds, a byte each.
+pub const TAGS_PER_ROW: usize = 1 << TAG_ROW_BITS;
+/// Entries of [`MAP_TAGS`].
+pub const TAG_ROWS: u32 = SESSION_SLOTS >> TAG_ROW_BITS;
+
+/// The entry of [`MAP_TAGS`] that holds the tag of a session slot.
+pub const fn tag_row(slot: u32) -> u32 {
+    slot >> TAG_ROW_BITS
+}
+
+/// The place of a session slot's tag in its row.
+pub const fn tag_place(slot: u32) -> usize {
+    slot as usize % TAGS_PER_ROW
+}
+
+/// What [`MAP_TAGS`] holds for a session, beside zero for a free slot. A cell whose index has another tag has no
+/// session: the tags of all slots stay in a processor's nearest cache, and their entries do not, so that guessed
+/// indices are sorted out without a wait for memory.
+pub const fn session_tag(receiver_index: u32) -> u8 {
+    receiver_index.to_be_bytes()[0] | 1
 }
 
 /// What the XDP program knows of one link session. An entry of zeros is a free one.
@@ -55,6 +82,7 @@ pub const SESSION_ENTRY_LEN: usize = 32;
 
 const _: () = {
     assert!(SESSION_SLOTS.is_power_of_two());
+    assert!(SESSION_SLOTS.is_multiple_of(1 << TAG_ROW_BITS));
     assert!(size_of::<SessionEntry>() == SESSION_ENTRY_LEN);
     assert!(align_of::<SessionEntry>() == 4);
     assert!(core::mem::offset_of!(SessionEntry, receiver_index) == 16);
@@ -162,6 +190,14 @@ mod tests {
         assert_eq!(bytes[26..28], 1_u16.to_ne_bytes());
         assert_eq!(bytes[28..], [0; 4]);
         assert_eq!(SessionEntry::default().to_bytes(), [0; SESSION_ENTRY_LEN]);
+    }
+
+    #[test]
+    fn every_slot_has_a_tag_of_its_own_and_no_session_the_tag_of_a_free_slot() {
+        let places: HashSet<_> = (0..SESSION_SLOTS).map(|slot| (tag_row(slot), tag_place(slot))).collect();
+        assert_eq!(places.len(), SESSION_SLOTS as usize);
+        assert!(places.iter().all(|(row, place)| *row < TAG_ROWS && *place < TAGS_PER_ROW));
+        assert!((0..=u8::MAX).all(|high| session_tag(u32::from(high) << 24) != 0));
     }
 
     #[test]

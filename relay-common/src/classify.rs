@@ -126,11 +126,64 @@ pub enum Verdict {
     Drop(DropReason),
 }
 
+/// UDP ports of a relay: one for each lane of its widest trunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ports {
+    /// The lowest, that of lane 0.
+    pub first: u16,
+    /// How many; zero matches nothing.
+    pub count: u16,
+}
+
+impl Ports {
+    /// Whether `port` is one of them.
+    #[inline(always)]
+    pub const fn contains(self, port: u16) -> bool {
+        port.wrapping_sub(self.first) < self.count
+    }
+}
+
+impl From<u16> for Ports {
+    fn from(port: u16) -> Self {
+        Self { first: port, count: if port == 0 { 0 } else { 1 } }
+    }
+}
+
+/// The address that a datagram comes from; IPv4 as `::ffff:a.b.c.d`.
+///
+/// Kept as the two words that its 16 bytes make in memory: the program then compares it in two steps, where bytes
+/// would be taken apart, held one by one on the stack and put together again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Source([u64; 2]);
+
+impl Source {
+    #[inline(always)]
+    const fn v4(octets: u32) -> Self {
+        // `::ffff:0:0`, which an IPv4 address takes the last four bytes of.
+        const MAPPED: [u8; 4] = [0, 0, 0xff, 0xff];
+        let (first, last) = (u32::from_ne_bytes(MAPPED) as u64, octets as u64);
+        Self([0, if cfg!(target_endian = "little") { first | last << 32 } else { first << 32 | last }])
+    }
+
+    #[inline(always)]
+    const fn from_octets(octets: [u8; 16]) -> Self {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = octets;
+        Self([u64::from_ne_bytes([a, b, c, d, e, f, g, h]), u64::from_ne_bytes([i, j, k, l, m, n, o, p])])
+    }
+
+    /// The address in network byte order.
+    pub const fn octets(self) -> [u8; 16] {
+        let [a, b, c, d, e, f, g, h] = self.0[0].to_ne_bytes();
+        let [i, j, k, l, m, n, o, p] = self.0[1].to_ne_bytes();
+        [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
+    }
+}
+
 /// Where a UDP datagram for our port stands in a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Datagram {
-    /// The source address; IPv4 as `::ffff:a.b.c.d`. Network byte order.
-    pub source: [u8; 16],
+    /// The source address.
+    pub source: Source,
     /// The source port.
     pub source_port: u16,
     /// Bytes in front of the payload.
@@ -158,26 +211,26 @@ impl From<Refusal> for Verdict {
     }
 }
 
-/// Decides about the frame that `cursor` stands in front of. `port` is our UDP port; `session` gives the entry of
-/// a slot below [`crate::abi::SESSION_SLOTS`].
+/// Decides about the frame that `cursor` stands in front of. `ports` are our UDP ports; `session` gives the entry of
+/// a slot below [`crate::abi::SESSION_SLOTS`], or nothing where it cannot be that of the receiver index given with it.
 #[inline(always)]
 pub fn classify<C: Cursor>(
     mut cursor: C,
-    port: u16,
-    session: impl FnOnce(u32) -> Option<SessionEntry>,
+    ports: Ports,
+    session: impl FnOnce(u32, u32) -> Option<SessionEntry>,
 ) -> Verdict {
-    match locate(&mut cursor, port) {
+    match locate(&mut cursor, ports) {
         Ok(datagram) => judge(cursor, &datagram, session),
         Err(refusal) => refusal.into(),
     }
 }
 
-/// Finds the datagram for `port` in the frame, and leaves `cursor` in front of its payload.
+/// Finds the datagram for one of `ports` in the frame, and leaves `cursor` in front of its payload.
 ///
 /// # Errors
 /// [`Refusal`] where there is none, or where one is there in a form that a relay does not accept.
 #[inline(always)]
-pub fn locate<C: Cursor>(cursor: &mut C, port: u16) -> Result<Datagram, Refusal> {
+pub fn locate<C: Cursor>(cursor: &mut C, ports: Ports) -> Result<Datagram, Refusal> {
     let ethernet = cursor.take::<{ ETHERNET_LEN as usize }>().ok_or(Refusal::NotOurs)?;
     let mut ethertype = u16::from_be_bytes([ethernet[12], ethernet[13]]);
     let mut offset = ETHERNET_LEN;
@@ -190,14 +243,14 @@ pub fn locate<C: Cursor>(cursor: &mut C, port: u16) -> Result<Datagram, Refusal>
         offset += VLAN_LEN;
     }
     match ethertype {
-        ETHERTYPE_IPV4 => locate_ipv4(cursor, port, offset),
-        ETHERTYPE_IPV6 => locate_ipv6(cursor, port, offset),
+        ETHERTYPE_IPV4 => locate_ipv4(cursor, ports, offset),
+        ETHERTYPE_IPV6 => locate_ipv6(cursor, ports, offset),
         _ => Err(Refusal::NotOurs),
     }
 }
 
 #[inline(always)]
-fn locate_ipv4<C: Cursor>(cursor: &mut C, port: u16, offset: u16) -> Result<Datagram, Refusal> {
+fn locate_ipv4<C: Cursor>(cursor: &mut C, ports: Ports, offset: u16) -> Result<Datagram, Refusal> {
     let header = cursor.take::<{ IPV4_LEN as usize }>().ok_or(Refusal::NotOurs)?;
     let [version_length, _, t0, t1, _, _, f0, f1, _, protocol, _, _, s0, s1, s2, s3, ..] = header;
     let fragment = u16::from_be_bytes([f0, f1]);
@@ -211,7 +264,7 @@ fn locate_ipv4<C: Cursor>(cursor: &mut C, port: u16, offset: u16) -> Result<Data
     if header_len > IPV4_LEN {
         cursor.skip(header_len - IPV4_LEN).ok_or(Refusal::NotOurs)?;
     }
-    let source_port = ours(cursor, port)?;
+    let source_port = ours(cursor, ports)?;
     if fragment & IPV4_MORE_FRAGMENTS != 0 {
         return Err(Refusal::Drop(DropReason::Fragment));
     }
@@ -221,7 +274,7 @@ fn locate_ipv4<C: Cursor>(cursor: &mut C, port: u16, offset: u16) -> Result<Data
     let total_len = u16::from_be_bytes([t0, t1]);
     let datagram_len = total_len.checked_sub(IPV4_LEN).ok_or(Refusal::Drop(DropReason::LengthMismatch))?;
     Ok(Datagram {
-        source: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, s0, s1, s2, s3],
+        source: Source::v4(u32::from_ne_bytes([s0, s1, s2, s3])),
         source_port,
         payload_offset: offset + IPV4_LEN + UDP_LEN,
         payload_len: payload_len(cursor, datagram_len)?,
@@ -229,9 +282,9 @@ fn locate_ipv4<C: Cursor>(cursor: &mut C, port: u16, offset: u16) -> Result<Data
 }
 
 #[inline(always)]
-fn locate_ipv6<C: Cursor>(cursor: &mut C, port: u16, offset: u16) -> Result<Datagram, Refusal> {
+fn locate_ipv6<C: Cursor>(cursor: &mut C, ports: Ports, offset: u16) -> Result<Datagram, Refusal> {
     let [version, _, _, _, l0, l1, mut next_header, _] = cursor.take::<8>().ok_or(Refusal::NotOurs)?;
-    let source = cursor.take::<16>().ok_or(Refusal::NotOurs)?;
+    let source = Source::from_octets(cursor.take::<16>().ok_or(Refusal::NotOurs)?);
     let _destination = cursor.take::<16>().ok_or(Refusal::NotOurs)?;
     if version >> 4 != 6 {
         return Err(Refusal::NotOurs);
@@ -260,7 +313,7 @@ fn locate_ipv6<C: Cursor>(cursor: &mut C, port: u16, offset: u16) -> Result<Data
     if next_header != PROTOCOL_UDP {
         return Err(Refusal::NotOurs);
     }
-    let source_port = ours(cursor, port)?;
+    let source_port = ours(cursor, ports)?;
     if let Some(reason) = refusal {
         return Err(Refusal::Drop(reason));
     }
@@ -274,9 +327,9 @@ fn locate_ipv6<C: Cursor>(cursor: &mut C, port: u16, offset: u16) -> Result<Data
 
 /// The source port of the UDP header ahead, if its destination is ours.
 #[inline(always)]
-fn ours<C: Cursor>(cursor: &mut C, port: u16) -> Result<u16, Refusal> {
+fn ours<C: Cursor>(cursor: &mut C, ports: Ports) -> Result<u16, Refusal> {
     let [s0, s1, d0, d1] = cursor.take::<4>().ok_or(Refusal::NotOurs)?;
-    if port == 0 || u16::from_be_bytes([d0, d1]) != port {
+    if !ports.contains(u16::from_be_bytes([d0, d1])) {
         return Err(Refusal::NotOurs);
     }
     Ok(u16::from_be_bytes([s0, s1]))
@@ -299,7 +352,7 @@ fn payload_len<C: Cursor>(cursor: &mut C, datagram_len: u16) -> Result<u16, Refu
 pub fn judge<C: Cursor>(
     mut cursor: C,
     datagram: &Datagram,
-    session: impl FnOnce(u32) -> Option<SessionEntry>,
+    session: impl FnOnce(u32, u32) -> Option<SessionEntry>,
 ) -> Verdict {
     let len = usize::from(datagram.payload_len);
     let complete = match len {
@@ -324,11 +377,11 @@ pub fn judge<C: Cursor>(
         return Verdict::Drop(DropReason::ReservedBits);
     };
     let slot = session_slot(receiver_index);
-    let entry = match session(slot) {
+    let entry = match session(slot, receiver_index) {
         Some(entry) if entry.in_use == 1 && entry.receiver_index == receiver_index => entry,
         _ => return Verdict::Drop(DropReason::NoSession),
     };
-    if entry.source_port != datagram.source_port || entry.source != datagram.source {
+    if entry.source_port != datagram.source_port || Source::from_octets(entry.source) != datagram.source {
         return Verdict::Drop(DropReason::UnexpectedSource);
     }
     Verdict::Redirect { slot, queue: entry.queue }

@@ -9,14 +9,19 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::debug;
 use relay_common::{
-    abi::{Counter, SESSION_SLOTS, SOCKET_SLOTS, SessionEntry},
-    classify::{DropReason, Verdict, classify},
+    abi::{
+        Counter, SESSION_SLOTS, SOCKET_SLOTS, SessionEntry, TAG_ROWS, TAGS_PER_ROW, session_tag, tag_place,
+        tag_row,
+    },
+    classify::{DropReason, Ports, Verdict, classify},
 };
 
 use crate::cursor::FrameCursor;
 
 #[map]
 static SESSIONS: Array<SessionEntry> = Array::with_max_entries(SESSION_SLOTS, 0);
+#[map]
+static TAGS: Array<[u8; TAGS_PER_ROW]> = Array::with_max_entries(TAG_ROWS, 0);
 #[map]
 static SOCKETS: XskMap = XskMap::with_max_entries(SOCKET_SLOTS, 0);
 #[map]
@@ -27,12 +32,22 @@ static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::COUNT
 static RELAY_PORT: Global<u16> = Global::new(0);
 // SAFETY: as above.
 #[unsafe(no_mangle)]
+static RELAY_PORTS: Global<u16> = Global::new(0);
+// SAFETY: as above.
+#[unsafe(no_mangle)]
 static RELAY_LOG: Global<u8> = Global::new(0);
 
 #[xdp]
 fn evenwire(context: XdpContext) -> u32 {
-    let session = |slot| SESSIONS.get(slot).copied();
-    match classify(FrameCursor::new(&context), RELAY_PORT.load(), session) {
+    let session = |slot, index| {
+        let tags = TAGS.get(tag_row(slot))?;
+        if tags[tag_place(slot)] != session_tag(index) {
+            return None;
+        }
+        SESSIONS.get(slot).copied()
+    };
+    let ports = Ports { first: RELAY_PORT.load(), count: RELAY_PORTS.load() };
+    match classify(FrameCursor::new(&context), ports, session) {
         Verdict::Pass => {
             count(Counter::Passed);
             XDP_PASS
@@ -51,16 +66,16 @@ fn evenwire(context: XdpContext) -> u32 {
 #[inline(always)]
 fn redirect(context: &XdpContext, owner: u32) -> u32 {
     let queue = context.rx_queue_index();
-    // The redirect helper only notes the target; looking here is what makes a missing socket countable.
-    if SOCKETS.get(queue).is_none() {
-        return drop(context, DropReason::NoSocket);
-    }
-    if queue != owner {
-        count(Counter::OtherQueue);
-    }
-    count(Counter::Redirected);
+    // The helper looks the socket up itself: with none there it answers with the flags, XDP_DROP.
     match SOCKETS.redirect(queue, u64::from(XDP_DROP)) {
-        Ok(action) | Err(action) => action,
+        Ok(action) => {
+            if queue != owner {
+                count(Counter::OtherQueue);
+            }
+            count(Counter::Redirected);
+            action
+        }
+        Err(_) => drop(context, DropReason::NoSocket),
     }
 }
 

@@ -14,15 +14,19 @@ use aya::{
 use aya_log::EbpfLogger;
 use log::Log;
 use relay_common::abi::{
-    Counter, GLOBAL_LOG, GLOBAL_PORT, MAP_COUNTERS, MAP_SESSIONS, MAP_SOCKETS, PROGRAM, SESSION_ENTRY_LEN,
-    SOCKET_SLOTS, SessionEntry, session_slot,
+    Counter, GLOBAL_LOG, GLOBAL_PORT, GLOBAL_PORTS, MAP_COUNTERS, MAP_SESSIONS, MAP_SOCKETS, MAP_TAGS,
+    PROGRAM, SESSION_ENTRY_LEN, SOCKET_SLOTS, SessionEntry, TAGS_PER_ROW, session_slot, session_tag,
+    tag_place, tag_row,
 };
+use relay_common::classify::Ports;
 use rustix::{
     io::Errno,
     net::{AddressFamily, SocketType, netdevice},
     thread::CapabilitySet,
 };
 use thiserror::Error;
+
+use crate::xsk::XskSocket;
 
 /// The XDP program as an ELF object, built by `cargo xtask ebpf build`.
 pub static OBJECT: &[u8] =
@@ -174,6 +178,7 @@ pub struct Steering {
 
 struct Maps {
     sessions: Array<MapData, [u8; SESSION_ENTRY_LEN]>,
+    tags: Array<MapData, [u8; TAGS_PER_ROW]>,
     sockets: XskMap<MapData>,
     counters: PerCpuArray<MapData, u64>,
 }
@@ -184,10 +189,10 @@ impl Steering {
     /// # Errors
     /// Any [`SteeringError`] but [`SteeringError::Queue`]; nothing stays attached then.
     pub fn attach(interface: &str, mode: AttachMode, port: u16) -> Result<Self, SteeringError> {
-        Self::attach_with_log(interface, mode, port, false)
+        Self::attach_with_log(interface, mode, port.into(), false)
     }
 
-    /// As [`Steering::attach`]; with `log`, each dropped frame makes a record at debug level, to be fetched with
+    /// As [`Steering::attach`], for several ports; with `log`, each dropped frame makes a record at debug level, to be fetched with
     /// [`Steering::flush_log`]. Records name reasons, never addresses.
     ///
     /// # Errors
@@ -195,7 +200,7 @@ impl Steering {
     pub fn attach_with_log(
         interface: &str,
         mode: AttachMode,
-        port: u16,
+        ports: Ports,
         log: bool,
     ) -> Result<Self, SteeringError> {
         let index = interface_index(interface)?;
@@ -205,12 +210,14 @@ impl Steering {
             return Err(SteeringError::MissingCapability { interface: interface.to_owned(), missing });
         }
         let mut ebpf = EbpfLoader::new()
-            .override_global(GLOBAL_PORT, &port, true)
+            .override_global(GLOBAL_PORT, &ports.first, true)
+            .override_global(GLOBAL_PORTS, &ports.count, true)
             .override_global(GLOBAL_LOG, &u8::from(log), true)
             .load(OBJECT)
             .map_err(|error| permission(interface, &error).unwrap_or(SteeringError::Load(error)))?;
         let maps = Maps {
             sessions: take_map(&mut ebpf, MAP_SESSIONS)?,
+            tags: take_map(&mut ebpf, MAP_TAGS)?,
             sockets: take_map(&mut ebpf, MAP_SOCKETS)?,
             counters: take_map(&mut ebpf, MAP_COUNTERS)?,
         };
@@ -247,13 +254,23 @@ impl Steering {
             .map_err(|source| SteeringError::Map { map: MAP_SOCKETS, source })
     }
 
+    /// As [`Steering::bind_socket`], for a socket that is used without a port around it.
+    ///
+    /// # Errors
+    /// As [`Steering::bind_socket`].
+    pub fn bind_rings(&mut self, queue: u32, socket: &XskSocket) -> Result<(), SteeringError> {
+        self.bind_socket(queue, socket.fd())
+    }
+
     /// Lets the cells of a session through, from the entry's source only. It takes the place of whatever session
     /// has the same [`session_slot`]; whoever chooses receiver indices keeps slots apart.
     ///
     /// # Errors
     /// [`SteeringError::Map`].
     pub fn set_session(&mut self, entry: &SessionEntry) -> Result<(), SteeringError> {
-        self.write_session(session_slot(entry.receiver_index), entry)
+        let slot = session_slot(entry.receiver_index);
+        self.write_session(slot, entry)?;
+        self.write_tag(slot, session_tag(entry.receiver_index))
     }
 
     /// Stops letting the cells of the session with `receiver_index` through. No effect where its slot has since
@@ -271,7 +288,17 @@ impl Steering {
         if bytes[16..20] != receiver_index.to_ne_bytes() {
             return Ok(());
         }
+        self.write_tag(slot, 0)?;
         self.write_session(slot, &SessionEntry::default())
+    }
+
+    /// Changes one tag. The kernel copies the whole row, without a lock, over bytes that stay the same.
+    fn write_tag(&mut self, slot: u32, tag: u8) -> Result<(), SteeringError> {
+        let (tags, row) = (&mut self.maps.tags, tag_row(slot));
+        let failed = |source| SteeringError::Map { map: MAP_TAGS, source };
+        let mut row_tags = tags.get(&row, 0).map_err(failed)?;
+        row_tags[tag_place(slot)] = tag;
+        tags.set(row, row_tags, 0).map_err(failed)
     }
 
     fn write_session(&mut self, slot: u32, entry: &SessionEntry) -> Result<(), SteeringError> {

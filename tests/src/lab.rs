@@ -90,6 +90,7 @@ pub struct Lab {
     netns: Vec<Netns>,
     wire_ports: Vec<u32>,
     processes: ProcessRecord,
+    queues: u32,
     lock: File,
 }
 
@@ -108,6 +109,15 @@ impl Lab {
     /// # Errors
     /// Without root, while another process holds this lab, or when the kernel refuses a step; nothing is left behind.
     pub fn build(prefix: &str, dir: &Path) -> Result<Self> {
+        Self::build_wide(prefix, dir, 1)
+    }
+
+    /// As [`Lab::build`], with so many receive queues on each host's wire. An AF_XDP socket only ever sees the one queue
+    /// it is bound to.
+    ///
+    /// # Errors
+    /// As [`Lab::build`].
+    pub fn build_wide(prefix: &str, dir: &Path, queues: u32) -> Result<Self> {
         let lock = lock(&lock_path(dir))?;
         let processes = ProcessRecord::at(dir.join("pids"));
         remove_leftovers(prefix, dir, &processes)?;
@@ -122,6 +132,7 @@ impl Lab {
             netns: Vec::with_capacity(Host::ALL.len()),
             wire_ports: Vec::with_capacity(Host::ON_WIRE.len()),
             processes,
+            queues,
             lock,
         };
         lab.connect().context("the lab cannot be built")?;
@@ -155,7 +166,8 @@ impl Lab {
 
     fn cable(&self, host: Host, bridge: &str, mark: &str, address: Ipv4Addr) -> Result<u32> {
         let port = format!("{mark}-{}", host.name());
-        let plug = Plug { host: self.netns(host), interface: bridge, address, prefix: 24 };
+        let plug =
+            Plug { host: self.netns(host), interface: bridge, address, prefix: 24, queues: self.queues };
         wiring::cable(self.netns(Host::Wire), bridge, &port, plug)
             .with_context(|| format!("joining {} to {bridge}", host.name()))
     }

@@ -19,6 +19,7 @@ pub mod packet;
 pub mod privilege;
 pub mod processes;
 pub mod program;
+pub mod veth;
 mod wiring;
 
 pub use lab::{Host, Lab};

@@ -59,6 +59,10 @@ pub struct Status {
     pub drops: BTreeMap<String, u64>,
     /// Links to relays of the network document.
     pub links: Vec<LinkStatus>,
+    /// The AF_XDP sockets, by queue.
+    pub queues: Vec<QueueStatus>,
+    /// Cells that came by another worker's queue than their link's.
+    pub cells_handed_over: u64,
     /// Circuits that the node takes part in.
     pub circuits: u64,
 }
@@ -70,14 +74,26 @@ impl Status {
     }
 }
 
+/// A socket in [`Status`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct QueueStatus {
+    /// The queue.
+    pub queue: u32,
+    /// How XDP is attached.
+    pub xdp: Option<String>,
+}
+
 /// A link in [`Status`].
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct LinkStatus {
     /// The relay at the other end.
     pub peer: String,
-    /// Whether cells pass.
+    /// Whether cells pass on all lanes.
     pub up: bool,
+    /// Lanes that it has.
+    pub lanes: u16,
 }
 
 /// The nodes of a lab. Dropping the value ends those that run, the client first.
@@ -95,6 +111,15 @@ impl<'a> Nodes<'a> {
     /// # Errors
     /// When the program fails or a file cannot be written.
     pub fn prepare(lab: &'a Lab, relay: &Path) -> Result<Self> {
+        Self::prepare_wide(lab, relay, 1)
+    }
+
+    /// As [`Nodes::prepare`], with so many workers on each relay, and as many lanes of each trunk. The lab must have as
+    /// many queues.
+    ///
+    /// # Errors
+    /// As [`Nodes::prepare`].
+    pub fn prepare_wide(lab: &'a Lab, relay: &Path, workers: u16) -> Result<Self> {
         let nodes = Self { lab, relay: relay.to_owned(), running: BTreeMap::new() };
         let operator = nodes.keygen("--operator", &lab.dir().join("operator.key"))?;
         let mut relays = Vec::with_capacity(RELAYS.len());
@@ -103,9 +128,9 @@ impl<'a> Nodes<'a> {
         }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock stands before 1970")?;
         let valid = (now.as_secs() - VALID_BEFORE, now.as_secs() + VALID_FOR);
-        nodes.publish(&network(&relays, valid)?)?;
+        nodes.publish(&network(&relays, valid, workers)?)?;
         for host in RELAYS {
-            nodes.write(&nodes.file(host, "toml"), &nodes.relay_config(host, &operator))?;
+            nodes.write(&nodes.file(host, "toml"), &nodes.relay_config(host, &operator, workers))?;
         }
         nodes.write(&nodes.file(Host::Client, "toml"), &nodes.client_config(&operator))?;
         Ok(nodes)
@@ -271,12 +296,12 @@ impl<'a> Nodes<'a> {
         fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
     }
 
-    fn relay_config(&self, host: Host, operator: &str) -> String {
+    fn relay_config(&self, host: Host, operator: &str, workers: u16) -> String {
         let name = host.name();
         let mut text = format!(
             "name = \"{name}\"\nkey = \"{name}.key\"\nnetwork = \"network.toml\"\noperator = \"{operator}\"\n\n\
-             [datapath]\ninterface = \"wire0\"\nmode = \"native\"\nbind = \"auto\"\nframes = 16384\nring = 4096\n\n\
-             [worker]\npoll = \"adaptive\"\n\n[control]\nsocket = \"{}\"\n",
+             [datapath]\ninterface = \"wire0\"\nmode = \"native\"\nbind = \"auto\"\nring = 4096\n\n\
+             [worker]\ncount = {workers}\npoll = \"adaptive\"\n\n[control]\nsocket = \"{}\"\n",
             self.file(host, "sock").display()
         );
         if host == Host::Exit {
@@ -317,7 +342,7 @@ pub fn relay_id(host: Host) -> String {
 }
 
 /// A network document, unsigned, of relays with these public keys that holds in these seconds since 1970.
-fn network(relays: &[(Host, String)], (from, until): (u64, u64)) -> Result<String> {
+fn network(relays: &[(Host, String)], (from, until): (u64, u64), lanes: u16) -> Result<String> {
     let mut text = format!(
         "version = 1\nepoch = 1\nvalid_from = \"{}\"\nvalid_until = \"{}\"\ncell_len = 1360\nsuite = 1\n\n\
          [classes.standard]\nrate = {CLIENT_RATE}\nschedule = \"jittered\"\n\n\
@@ -336,7 +361,10 @@ fn network(relays: &[(Host, String)], (from, until): (u64, u64)) -> Result<Strin
     }
     for pair in relays.windows(2) {
         let (one, other) = (pair[0].0.name(), pair[1].0.name());
-        writeln!(text, "\n[[trunks]]\nbetween = [\"{one}\", \"{other}\"]\nclass = \"trunk\"")?;
+        writeln!(
+            text,
+            "\n[[trunks]]\nbetween = [\"{one}\", \"{other}\"]\nclass = \"trunk\"\nlanes = {lanes}"
+        )?;
     }
     Ok(text)
 }
@@ -383,7 +411,7 @@ mod tests {
     #[test]
     fn the_document_joins_every_relay_to_the_next() {
         let keys: Vec<(Host, String)> = RELAYS.map(|host| (host, "ab".repeat(32))).into();
-        let text = network(&keys, (0, 1)).expect("network");
+        let text = network(&keys, (0, 1), 1).expect("network");
         assert_eq!(text.matches("[[relays]]").count(), 3);
         assert_eq!(text.matches("between").count(), 2);
         assert!(text.contains(&relay_id(Host::Middle)));

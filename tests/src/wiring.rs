@@ -17,11 +17,7 @@ use rtnetlink::{Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth};
 use crate::netns::Netns;
 
 /// Bytes of IP packet a lab interface carries: an ordinary Ethernet.
-const MTU: u32 = 1500;
-
-/// One queue each way. A native XDP program is refused on a veth whose peer has more transmit queues than it has
-/// receive queues, and an AF_XDP socket only ever sees the one queue it is bound to.
-const QUEUES: u32 = 1;
+pub(crate) const MTU: u32 = 1500;
 
 /// Silences what IPv6 says by itself (duplicate detection, router solicitation, multicast reports for link-local
 /// addresses), so that a frame on the wire is there because some program sent it.
@@ -64,6 +60,9 @@ pub(crate) struct Plug<'a> {
     pub(crate) interface: &'a str,
     pub(crate) address: Ipv4Addr,
     pub(crate) prefix: u8,
+    /// Queues each way, of both ends: a native XDP program is refused on a veth whose peer has more transmit queues than
+    /// it has receive queues.
+    pub(crate) queues: u32,
 }
 
 /// Joins a host to a bridge in `wire` by a veth pair; the end in `wire` is named `port`. Returns the index of that end.
@@ -72,10 +71,10 @@ pub(crate) fn cable(wire: &Netns, bridge: &str, port: &str, plug: Plug<'_>) -> R
         .name(plug.interface.to_owned())
         .mtu(MTU)
         .setns_by_fd(plug.host.file().as_raw_fd());
-    let far_end = with_queues(far_end).build();
+    let far_end = with_queues(far_end, plug.queues).build();
     let pair =
         LinkVeth::new(port, plug.interface).mtu(MTU).set_info_data(InfoData::Veth(InfoVeth::Peer(far_end)));
-    let pair = with_queues(pair).build();
+    let pair = with_queues(pair, plug.queues).build();
     let index = wire.netlink(|handle| async move {
         handle
             .link()
@@ -121,19 +120,19 @@ pub(crate) async fn index_of(handle: &Handle, name: &str) -> Result<u32> {
     }
 }
 
-fn with_queues<T>(link: LinkMessageBuilder<T>) -> LinkMessageBuilder<T> {
-    link.append_extra_attribute(LinkAttribute::NumTxQueues(QUEUES))
-        .append_extra_attribute(LinkAttribute::NumRxQueues(QUEUES))
+fn with_queues<T>(link: LinkMessageBuilder<T>, queues: u32) -> LinkMessageBuilder<T> {
+    link.append_extra_attribute(LinkAttribute::NumTxQueues(queues))
+        .append_extra_attribute(LinkAttribute::NumRxQueues(queues))
 }
 
-async fn set_up(handle: &Handle, index: u32) -> Result<()> {
+pub(crate) async fn set_up(handle: &Handle, index: u32) -> Result<()> {
     let message = LinkUnspec::new_with_index(index).up().build();
     handle.link().set(message).execute().await.with_context(|| format!("cannot bring interface {index} up"))
 }
 
 /// Gives the interface a pfifo (1000 packets, from the interface's queue length). Without a queueing discipline a veth
 /// whose peer's ring of 256 is full drops silently; with one, the sender is told to try again.
-async fn bounded_queue(handle: &Handle, index: u32) -> Result<()> {
+pub(crate) async fn bounded_queue(handle: &Handle, index: u32) -> Result<()> {
     let mut message = TcMessage::with_index(i32::try_from(index).context("interface index beyond 2^31")?);
     message.header.parent = TcHandle::ROOT;
     message.attributes.push(TcAttribute::Kind("pfifo".to_owned()));
@@ -153,7 +152,7 @@ async fn bounded_queue(handle: &Handle, index: u32) -> Result<()> {
 
 /// Lets the host compute whole transmit checksums: over a veth the kernel leaves them half done, which an XDP program
 /// that redirects the frame would pass on.
-fn whole_checksums(host: &Netns, interface: &str) -> Result<()> {
+pub(crate) fn whole_checksums(host: &Netns, interface: &str) -> Result<()> {
     let output = host
         .spawn(
             Command::new("ethtool")

@@ -1,6 +1,9 @@
 //! Both edges on real TUN devices, routes and NAT, in network namespaces without names: they vanish with their threads
 //! and descriptors, also when a test fails.
 
+#[path = "edge_netns/offload.rs"]
+mod offload;
+
 use std::fs::{self, File};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -14,7 +17,7 @@ use rand_core::SeedableRng;
 use relay_user::edge::ip::{CLIENT_V4, CLIENT_V6, Inner};
 use relay_user::edge::pool::PoolNetworks;
 use relay_user::edge::routes::{GuardedRoutes, RouteError};
-use relay_user::edge::{BlockKind, ClientEdge, EdgeDrop, ExitEdge, Packer};
+use relay_user::edge::{BlockKind, ClientEdge, EdgeDrop, ExitEdge, Offload, Packer};
 use rtnetlink::{Handle, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 const EXIT_V4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
@@ -70,9 +73,8 @@ fn configure(name: &str, addresses: &[(IpAddr, u8)]) {
     });
 }
 
-/// A namespace joined to the calling thread's by a veth pair `out0` - `out0`; UDP to [`ECHO_PORT`] is received by the
-/// returned sockets, IPv4 first.
-fn service() -> [UdpSocket; 2] {
+/// A namespace joined to the calling thread's by a veth pair `out0` - `out0`.
+fn world() -> File {
     let namespace = thread::spawn(|| {
         unshare(CloneFlags::CLONE_NEWNET).unwrap();
         File::open("/proc/thread-self/ns/net").unwrap()
@@ -86,18 +88,32 @@ fn service() -> [UdpSocket; 2] {
         handle.link().set(moved).execute().await.unwrap();
     });
     configure("out0", &[(EXIT_V4.into(), 24), (EXIT_V6.into(), 64)]);
-    let sockets = thread::spawn(move || {
-        setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();
+    inside(&namespace, || {
         configure("out0", &[(SERVICE_V4.into(), 24), (SERVICE_V6.into(), 64)]);
+        bind_when_usable((SERVICE_V6, 0).into());
+    });
+    bind_when_usable((EXIT_V6, 0).into());
+    namespace
+}
+
+/// Runs `body` in `namespace`, on a thread of its own.
+fn inside<T: Send>(namespace: &File, body: impl FnOnce() -> T + Send) -> T {
+    let run = || {
+        setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();
+        body()
+    };
+    thread::scope(|scope| scope.spawn(run).join().unwrap())
+}
+
+/// The sockets in `namespace` that receive UDP to [`ECHO_PORT`], IPv4 first.
+fn service(namespace: &File) -> [UdpSocket; 2] {
+    inside(namespace, || {
         [IpAddr::from(SERVICE_V4), SERVICE_V6.into()].map(|address| {
-            let socket = bind_when_usable((address, ECHO_PORT).into());
+            let socket = UdpSocket::bind((address, ECHO_PORT)).unwrap();
             socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
             socket
         })
-    });
-    let sockets = sockets.join().unwrap();
-    bind_when_usable((EXIT_V6, 0).into());
-    sockets
+    })
 }
 
 /// The kernel makes an IPv6 address usable a moment after it was added and the link has a carrier.
@@ -175,7 +191,7 @@ fn udp(from: IpAddr, to: IpAddr, port: u16, payload: &[u8]) -> Vec<u8> {
 /// Waits, within bounds, for a packet to a circuit.
 fn read(edge: &mut ExitEdge) -> (u32, BlockKind, Vec<u8>) {
     for _ in 0..1000 {
-        if let Some((circuit, kind, packet)) = edge.read() {
+        if let Some((circuit, kind, packet)) = edge.read(&mut 32) {
             return (circuit, kind, packet.to_vec());
         }
         thread::sleep(Duration::from_millis(5));
@@ -205,7 +221,7 @@ fn switches() -> Vec<String> {
 #[test]
 fn packets_of_circuits_reach_the_world_and_answers_come_back() {
     in_own_namespace("packets_of_circuits_reach_the_world_and_answers_come_back", || {
-        let service = service();
+        let service = service(&world());
         let before = switches();
         // A table that a killed run would leave is no obstacle.
         let stale =
@@ -215,7 +231,7 @@ fn packets_of_circuits_reach_the_world_and_answers_come_back() {
         let networks =
             PoolNetworks::new((Ipv4Addr::new(100, 96, 0, 0), 16), ("fd6e:7765::".parse().unwrap(), 64))
                 .unwrap();
-        let mut edge = ExitEdge::open("ew-exit", "out0", networks, 8).unwrap();
+        let mut edge = ExitEdge::open("ew-exit", "out0", networks, 8, Offload::Auto).unwrap();
         assert_eq!(switches(), ["1\n", "1\n"]);
         assert!(nft_tables().contains("table inet evenwire_ew_2dexit"));
         let mut rng = ChaCha8Rng::seed_from_u64(11);
@@ -231,6 +247,7 @@ fn packets_of_circuits_reach_the_world_and_answers_come_back() {
             for circuit in [3, 5] {
                 let payload = [u8::try_from(circuit).unwrap(); 333];
                 edge.deliver(circuit, kind, &udp(client, server, ECHO_PORT, &payload));
+                edge.flush();
                 let mut buffer = [0; 2048];
                 let (length, source) = socket.recv_from(&mut buffer).unwrap();
                 assert_eq!((&buffer[..length], source.ip()), (&payload[..], outside));
@@ -249,6 +266,7 @@ fn packets_of_circuits_reach_the_world_and_answers_come_back() {
         let client = IpAddr::from(CLIENT_V4);
         let refused = udp(client, SERVICE_V4.into(), CLOSED_PORT, &[1; 64]);
         edge.deliver(5, BlockKind::Ipv4, &refused);
+        edge.flush();
         let (to, _, error) = read(&mut edge);
         assert_eq!((to, error[20], error[21]), (5, 3, 3));
         assert_sound(&error, ICMP);
@@ -256,6 +274,7 @@ fn packets_of_circuits_reach_the_world_and_answers_come_back() {
 
         let echo = packet(client, SERVICE_V4.into(), ICMP, &[8, 0, 0, 0, 0, 9, 0, 1, 42, 42]);
         edge.deliver(3, BlockKind::Ipv4, &echo);
+        edge.flush();
         let (to, _, answer) = read(&mut edge);
         assert_eq!((to, &answer[20..22], &answer[24..]), (3, &[0, 0][..], &[0, 9, 0, 1, 42, 42][..]));
         assert_sound(&answer, ICMP);
@@ -264,8 +283,10 @@ fn packets_of_circuits_reach_the_world_and_answers_come_back() {
         let own = UdpSocket::bind((EXIT_V4, ECHO_PORT)).unwrap();
         own.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
         edge.deliver(3, BlockKind::Ipv4, &udp(client, EXIT_V4.into(), ECHO_PORT, &[1]));
+        edge.flush();
         assert!(own.recv_from(&mut [0; 64]).is_err());
         edge.deliver(3, BlockKind::Ipv4, &udp(client, Ipv4Addr::new(100, 96, 0, 1).into(), ECHO_PORT, &[1]));
+        edge.flush();
         assert_eq!(edge.drops().get(EdgeDrop::DestinationPool), 1);
         assert_eq!(edge.drops().get(EdgeDrop::Source), 0);
 
@@ -282,7 +303,9 @@ fn an_exit_that_cannot_open_leaves_nothing() {
         let networks =
             PoolNetworks::new((Ipv4Addr::new(100, 96, 0, 0), 16), ("fd6e:7765::".parse().unwrap(), 64))
                 .unwrap();
-        let error = ExitEdge::open("ew-exit", "nowhere0", networks, 8).err().map(|error| error.to_string());
+        let error = ExitEdge::open("ew-exit", "nowhere0", networks, 8, Offload::Auto)
+            .err()
+            .map(|error| error.to_string());
         assert!(error.is_some_and(|text| text.contains("nowhere0")));
         assert_eq!(nft_tables(), "");
         assert!(nix::net::if_::if_nametoindex("ew-exit").is_err());
@@ -292,7 +315,7 @@ fn an_exit_that_cannot_open_leaves_nothing() {
 #[test]
 fn the_client_sends_into_the_tunnel_or_nowhere() {
     in_own_namespace("the_client_sends_into_the_tunnel_or_nowhere", || {
-        let _world = service();
+        let _world = world();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let prefixes = [(Ipv4Addr::new(203, 0, 113, 0).into(), 24), ("2001:db8:2::".parse().unwrap(), 64)];
         let targets: [SocketAddr; 2] = [
@@ -319,7 +342,7 @@ fn the_client_sends_into_the_tunnel_or_nowhere() {
         };
 
         for stale_guard in [false, true] {
-            let mut edge = ClientEdge::open("ew0").unwrap();
+            let mut edge = ClientEdge::open("ew0", Offload::Auto).unwrap();
             let routes = runtime.block_on(GuardedRoutes::install(edge.tun().index(), &prefixes)).unwrap();
             let mut packer = Packer::new(1 << 16);
             for target in targets {
@@ -343,7 +366,7 @@ fn the_client_sends_into_the_tunnel_or_nowhere() {
         }
 
         // Somebody else's route is named, and kept.
-        let edge = ClientEdge::open("ew0").unwrap();
+        let edge = ClientEdge::open("ew0", Offload::Auto).unwrap();
         let index = nix::net::if_::if_nametoindex("out0").unwrap();
         with_netlink(async |handle| {
             let other = RouteMessageBuilder::<Ipv4Addr>::new()

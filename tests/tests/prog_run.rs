@@ -16,8 +16,9 @@ use proptest::{
 };
 use relay_common::{
     abi::{
-        Counter, GLOBAL_LOG, GLOBAL_PORT, MAP_COUNTERS, MAP_SESSIONS, MAP_SOCKETS, PROGRAM,
-        SESSION_ENTRY_LEN, SESSION_SLOTS, SOCKET_SLOTS, SessionEntry, session_slot,
+        Counter, GLOBAL_LOG, GLOBAL_PORT, GLOBAL_PORTS, MAP_COUNTERS, MAP_SESSIONS, MAP_SOCKETS, MAP_TAGS,
+        PROGRAM, SESSION_ENTRY_LEN, SESSION_SLOTS, SOCKET_SLOTS, SessionEntry, TAGS_PER_ROW, session_slot,
+        session_tag, tag_place, tag_row,
     },
     classify::{DropReason, Verdict, classify},
     cursor::SliceCursor,
@@ -52,6 +53,7 @@ impl Kernel {
     fn load(log: bool) -> Self {
         let mut ebpf = EbpfLoader::new()
             .override_global(GLOBAL_PORT, &PORT, true)
+            .override_global(GLOBAL_PORTS, &1u16, true)
             .override_global(GLOBAL_LOG, &u8::from(log), true)
             .load(OBJECT)
             .expect("the object loads");
@@ -64,6 +66,12 @@ impl Kernel {
         let map = self.ebpf.map_mut(MAP_SESSIONS).expect("map");
         let mut map: Array<_, [u8; SESSION_ENTRY_LEN]> = map.try_into().expect("array");
         map.set(session_slot(entry.receiver_index), entry.to_bytes(), 0).expect("session");
+        let slot = session_slot(entry.receiver_index);
+        let map = self.ebpf.map_mut(MAP_TAGS).expect("map");
+        let mut map: Array<_, [u8; TAGS_PER_ROW]> = map.try_into().expect("array");
+        let mut tags = map.get(&tag_row(slot), 0).expect("row");
+        tags[tag_place(slot)] = session_tag(entry.receiver_index);
+        map.set(tag_row(slot), tags, 0).expect("tag");
         self.sessions.push(entry);
     }
 
@@ -94,13 +102,13 @@ impl Kernel {
     }
 
     fn predict(&self, frame: &[u8]) -> Outcome {
-        let session = |slot| {
+        let session = |slot, _| {
             let mut entries = self.sessions.iter();
             Some(
                 entries.find(|entry| session_slot(entry.receiver_index) == slot).copied().unwrap_or_default(),
             )
         };
-        match classify(SliceCursor::new(frame), PORT, session) {
+        match classify(SliceCursor::new(frame), PORT.into(), session) {
             Verdict::Pass => (XDP_PASS, vec![Counter::Passed]),
             Verdict::Handshake(_) => (XDP_PASS, vec![Counter::Handshake]),
             Verdict::Drop(reason) => (XDP_DROP, vec![Counter::Dropped(reason)]),

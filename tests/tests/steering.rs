@@ -111,7 +111,8 @@ fn sessions_let_cells_through_until_they_are_cleared() {
             let up = rtnetlink::LinkUnspec::new_with_name("lo").up().build();
             handle.link().change(up).execute().await.expect("loopback up");
         });
-        let mut steering = Steering::attach_with_log("lo", AttachMode::Auto, PORT, true).expect("attaches");
+        let mut steering =
+            Steering::attach_with_log("lo", AttachMode::Auto, PORT.into(), true).expect("attaches");
         let sender = UdpSocket::bind(("127.0.0.1", 0)).expect("UDP socket");
         let index = 0x0001_0005_u32;
         let mut cell = [0; CELL_LEN];

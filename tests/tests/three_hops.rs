@@ -12,3 +12,5 @@ mod stop;
 mod support;
 #[path = "three_hops/traffic.rs"]
 mod traffic;
+#[path = "three_hops/workers.rs"]
+mod workers;

@@ -1,6 +1,7 @@
 //! `cargo xtask ci`: everything that must hold before a change is merged.
 
 mod audit;
+mod kernels;
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -14,7 +15,7 @@ const README_COMMANDS: [&str; 4] = ["cargo build", "cargo xtask run", "cargo xta
 
 type Step = (&'static str, fn() -> Result<()>);
 
-const STEPS: [Step; 6] = [
+const STEPS: [Step; 7] = [
     ("format", || cargo(&["fmt", "--all", "--check"])),
     ("clippy", || {
         cargo(&[
@@ -33,6 +34,7 @@ const STEPS: [Step; 6] = [
     ("readme", readme),
     ("tests", || xtask(&["test"])),
     ("ebpf", || xtask(&["ebpf", "verify"])),
+    ("kernels", kernels::run),
 ];
 
 pub(crate) fn run() -> Result<()> {

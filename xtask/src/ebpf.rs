@@ -1,4 +1,4 @@
-//! `cargo xtask ebpf build | verify | disasm`: the committed XDP object, its toolchain note and their upkeep.
+//! `cargo xtask ebpf build | verify | disasm`: the committed XDP objects, their toolchain note and their upkeep.
 
 mod elf;
 mod source;
@@ -15,10 +15,36 @@ use aya::{EbpfLoader, programs::Xdp};
 
 use self::toolchain::Toolchain;
 
-const OBJECT: &str = "relay-ebpf/relay.bpf.o";
+/// The relay's object, and the one that only benchmarks load.
+const OBJECTS: [Object; 2] = [
+    Object { path: "relay-ebpf/relay.bpf.o", binary: "relay-ebpf", programs: &["evenwire"] },
+    Object {
+        path: "relay-ebpf/floor.bpf.o",
+        binary: "floor",
+        programs: &["floor_drop", "floor_pass", "flood", "flood_indices"],
+    },
+];
 const NOTE: &str = "relay-ebpf/toolchain.toml";
 const TARGET: &str = "bpfel-unknown-none";
-const PROGRAM: &str = "evenwire";
+
+/// Instructions of BPF's third version (32-bit arithmetic and jumps, Linux 5.1), and fields of packets read in one go
+/// at any address, which the verifier permits on processors that can do so, x86-64 and aarch64 among them.
+const CODE_FLAGS: [&str; 2] = ["-Ctarget-cpu=v3", "-Ctarget-feature=+allows-misaligned-mem-access"];
+
+/// A committed object.
+#[derive(Clone, Copy)]
+struct Object {
+    path: &'static str,
+    /// The binary of the package `relay-ebpf` that it is.
+    binary: &'static str,
+    programs: &'static [&'static str],
+}
+
+impl Object {
+    fn committed(self, root: &Path) -> Result<Vec<u8>> {
+        fs::read(root.join(self.path)).with_context(|| format!("read {}", self.path))
+    }
+}
 
 /// Arguments of `cargo xtask ebpf`.
 #[derive(Debug, clap::Args)]
@@ -29,11 +55,11 @@ pub(crate) struct EbpfArgs {
 
 #[derive(Clone, Copy, Debug, clap::Subcommand)]
 enum EbpfCommand {
-    /// Build the XDP program and replace the committed object and its toolchain note.
+    /// Build the XDP programs and replace the committed objects and their toolchain note.
     Build,
-    /// Check that the committed object is what the sources build to, and that the kernel takes both.
+    /// Check that the committed objects are what the sources build to, and that the kernel takes all of them.
     Verify,
-    /// Print the committed object's instructions.
+    /// Print the committed objects' instructions.
     Disasm,
 }
 
@@ -50,20 +76,22 @@ pub(crate) fn run(args: EbpfArgs) -> Result<()> {
 fn build(root: &Path) -> Result<()> {
     let toolchain = Toolchain::find(root)?;
     println!("building with {toolchain}");
-    let object = compile(root, &toolchain)?;
+    let built = compile(root, &toolchain)?;
+    let paths = OBJECTS.map(|object| object.path).join(" and ");
     let note = format!(
-        "# What {OBJECT} was built with, and from; written by `cargo xtask ebpf build`.\n\
+        "# What {paths} were built with, and from; written by `cargo xtask ebpf build`.\n\
          rustc = \"{}\"\nllvm = \"{}\"\nbpf-linker = \"{}\"\n\
-         # SHA-256 over the sources, manifests and locked packages that the object is built from.\nsources = \"{}\"\n",
+         # SHA-256 over the sources, manifests and locked packages that the objects are built from.\nsources = \"{}\"\n",
         toolchain.rustc_version,
         toolchain.llvm_version,
         toolchain.linker_version,
         source::digest(root)?
     );
-    fs::write(root.join(OBJECT), &object).with_context(|| format!("write {OBJECT}"))?;
-    fs::write(root.join(NOTE), note).with_context(|| format!("write {NOTE}"))?;
-    println!("{OBJECT}: {} bytes", object.len());
-    Ok(())
+    for (Object { path, .. }, bytes) in OBJECTS.iter().zip(&built) {
+        fs::write(root.join(path), bytes).with_context(|| format!("write {path}"))?;
+        println!("{path}: {} bytes", bytes.len());
+    }
+    fs::write(root.join(NOTE), note).with_context(|| format!("write {NOTE}"))
 }
 
 fn verify(root: &Path) -> Result<()> {
@@ -80,16 +108,18 @@ fn verify(root: &Path) -> Result<()> {
             println!("the object was built with {key} {noted}, this machine has {found}: code may differ");
         }
     }
-    let committed = fs::read(root.join(OBJECT)).with_context(|| format!("read {OBJECT}"))?;
     let rebuilt = compile(root, &toolchain)?;
-    let differing = elf::differing_sections(&committed, &rebuilt)?;
-    ensure!(
-        differing.is_empty(),
-        "{OBJECT} is not what the sources build to with {toolchain}; sections that differ: {}. \
-         Run `cargo xtask ebpf build` and commit the result",
-        differing.join(", ")
-    );
-    println!("{OBJECT} is what the sources build to");
+    for (object, rebuilt) in OBJECTS.iter().zip(&rebuilt) {
+        let path = object.path;
+        let differing = elf::differing_sections(&object.committed(root)?, rebuilt)?;
+        ensure!(
+            differing.is_empty(),
+            "{path} is not what the sources build to with {toolchain}; sections that differ: {}. \
+             Run `cargo xtask ebpf build` and commit the result",
+            differing.join(", ")
+        );
+        println!("{path} is what the sources build to");
+    }
     if !nix::unistd::geteuid().is_root() {
         ensure!(
             env::var_os("EVENWIRE_REQUIRE_PRIVILEGED").is_none_or(|value| value != "1"),
@@ -98,29 +128,32 @@ fn verify(root: &Path) -> Result<()> {
         println!("skipped: loading into the kernel: not root");
         return Ok(());
     }
-    load(&committed).context("the committed object")?;
-    load(&rebuilt).context("the rebuilt object")?;
-    println!("the kernel takes both objects");
+    for (object, rebuilt) in OBJECTS.iter().zip(&rebuilt) {
+        let path = object.path;
+        load(&object.committed(root)?, object.programs).with_context(|| format!("{path} as committed"))?;
+        load(rebuilt, object.programs).with_context(|| format!("{path} as rebuilt"))?;
+    }
+    println!("the kernel takes the committed and the rebuilt objects");
     Ok(())
 }
 
 fn disasm(root: &Path) -> Result<()> {
     let status = Command::new("llvm-objdump")
-        .args(["--disassemble", "--reloc", "--no-show-raw-insn"])
-        .arg(root.join(OBJECT))
+        .args(["--disassemble", "--reloc", "--no-show-raw-insn", "--mcpu=v3"])
+        .args(OBJECTS.map(|object| root.join(object.path)))
         .status()
         .context("run llvm-objdump; Debian has it in the package llvm")?;
     ensure!(status.success(), "llvm-objdump failed: {status}");
     Ok(())
 }
 
-/// That the committed object was built from the sources as they stand.
+/// That the committed objects were built from the sources as they stand.
 fn check_digest(root: &Path) -> Result<()> {
     let note = fs::read_to_string(root.join(NOTE)).with_context(|| format!("read {NOTE}"))?;
     let (noted, found) = (noted(&note, "sources")?.to_owned(), source::digest(root)?);
     ensure!(
         noted == found,
-        "{OBJECT} was built from other sources ({NOTE} says {noted}, they are {found}); run `cargo xtask ebpf \
+        "the committed objects were built from other sources ({NOTE} says {noted}, they are {found}); run `cargo xtask ebpf \
          build` and commit the result"
     );
     Ok(())
@@ -134,10 +167,11 @@ fn noted<'a>(note: &'a str, key: &str) -> Result<&'a str> {
         .with_context(|| format!("{NOTE} has no {key}"))
 }
 
-/// Builds the object in a target directory of its own; the paths of this machine stay out of it.
-fn compile(root: &Path, toolchain: &Toolchain) -> Result<Vec<u8>> {
+/// Builds the objects in a target directory of their own; the paths of this machine stay out of them.
+fn compile(root: &Path, toolchain: &Toolchain) -> Result<[Vec<u8>; OBJECTS.len()]> {
     let target_dir = root.join("target/ebpf");
     let mut flags = vec!["-Cdebuginfo=0".to_owned(), format!("-Clinker={}", toolchain.linker.display())];
+    flags.extend(CODE_FLAGS.map(str::to_owned));
     let home = env::var_os("CARGO_HOME")
         .map(PathBuf::from)
         .or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cargo")));
@@ -166,16 +200,23 @@ fn compile(root: &Path, toolchain: &Toolchain) -> Result<Vec<u8>> {
         .env_remove("RUSTC_WORKSPACE_WRAPPER")
         .status()
         .context("run cargo")?;
-    ensure!(status.success(), "the XDP program does not build with {toolchain}");
-    let object = target_dir.join(TARGET).join("release/relay-ebpf");
-    fs::read(&object).with_context(|| format!("read {}", object.display()))
+    ensure!(status.success(), "the XDP programs do not build with {toolchain}");
+    let mut built = [const { Vec::new() }; OBJECTS.len()];
+    for (bytes, object) in built.iter_mut().zip(OBJECTS) {
+        let path = target_dir.join(TARGET).join("release").join(object.binary);
+        *bytes = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+    }
+    Ok(built)
 }
 
-fn load(object: &[u8]) -> Result<()> {
+fn load(object: &[u8], programs: &[&str]) -> Result<()> {
     let mut ebpf = EbpfLoader::new().load(object).context("create its maps")?;
-    let Some(program) = ebpf.program_mut(PROGRAM) else { bail!("it has no program {PROGRAM}") };
-    let program: &mut Xdp = program.try_into().context("its program is not for XDP")?;
-    program.load().context("the kernel's verifier does not accept it")
+    for name in programs {
+        let Some(program) = ebpf.program_mut(name) else { bail!("it has no program {name}") };
+        let program: &mut Xdp = program.try_into().with_context(|| format!("{name} is not for XDP"))?;
+        program.load().with_context(|| format!("the kernel's verifier does not accept {name}"))?;
+    }
+    Ok(())
 }
 
 fn workspace_root() -> Result<PathBuf> {
@@ -188,16 +229,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_committed_object_was_built_from_these_sources() {
+    fn the_committed_objects_were_built_from_these_sources() {
         check_digest(&workspace_root().expect("workspace")).expect("up to date");
     }
 
     #[test]
-    fn the_committed_object_names_no_path_of_the_machine_that_built_it() {
-        let object = fs::read(workspace_root().expect("workspace").join(OBJECT)).expect("object");
-        for path in ["/root/", "/home/", "/tmp/", "/usr/", ".cargo"] {
-            let found = object.windows(path.len()).any(|window| window == path.as_bytes());
-            assert!(!found, "{path} is in {OBJECT}");
+    fn the_committed_objects_name_no_path_of_the_machine_that_built_them() {
+        for object in OBJECTS {
+            let bytes = object.committed(&workspace_root().expect("workspace")).expect("object");
+            for path in ["/root/", "/home/", "/tmp/", "/usr/", ".cargo"] {
+                let found = bytes.windows(path.len()).any(|window| window == path.as_bytes());
+                assert!(!found, "{path} is in {}", object.path);
+            }
         }
     }
 

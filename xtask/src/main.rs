@@ -6,6 +6,7 @@ mod ebpf;
 mod run;
 mod test;
 mod tools;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -30,6 +31,8 @@ enum Task {
     Bench(bench::BenchArgs),
     /// Build, verify or disassemble the XDP program
     Ebpf(ebpf::EbpfArgs),
+    /// Run a command under a stock kernel in an emulated machine
+    Vm(vm::VmArgs),
     /// The HTTP server of the lab's service
     #[command(hide = true)]
     Serve(run::serve::ServeArgs),
@@ -42,6 +45,7 @@ fn main() -> ExitCode {
         Task::Ci => ci::run(),
         Task::Bench(args) => bench::run(&args),
         Task::Ebpf(args) => ebpf::run(args),
+        Task::Vm(args) => return vm::run(&args),
         Task::Serve(args) => run::serve::run(&args),
     };
     match outcome {

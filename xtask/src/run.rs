@@ -1,7 +1,7 @@
 //! `cargo xtask run`: the relay network over three hops on this machine, watched on its wire.
 
 mod files;
-mod interrupt;
+pub(crate) mod interrupt;
 mod nodes;
 mod phases;
 mod report;

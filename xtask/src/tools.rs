@@ -5,8 +5,11 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-/// (program, Debian package)
-const TOOLS: [(&str, &str); 7] = [
+/// A program and the Debian package that contains it.
+pub(crate) type Tool = (&'static str, &'static str);
+
+/// What the lab and the tests use.
+const LAB: [Tool; 7] = [
     ("nft", "nftables"),
     ("iperf3", "iperf3"),
     ("tcpdump", "tcpdump"),
@@ -19,9 +22,14 @@ const TOOLS: [(&str, &str); 7] = [
 /// Where programs for the administrator live; an ordinary user's `PATH` leaves the sbin ones out.
 const SYSTEM_DIRS: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"];
 
-/// Installs what is missing with the distribution's package manager, saying so.
+/// Installs what the lab and the tests lack with the distribution's package manager, saying so.
 pub(crate) fn install_missing() -> Result<()> {
-    let packages = missing();
+    install(&LAB)
+}
+
+/// Installs those of `tools` that are missing with the distribution's package manager, saying so.
+pub(crate) fn install(tools: &[Tool]) -> Result<()> {
+    let packages = missing(tools);
     if packages.is_empty() {
         return Ok(());
     }
@@ -49,16 +57,16 @@ pub(crate) fn install_missing() -> Result<()> {
             bail!("apt-get could not install {list}: install them by hand and start again");
         }
     }
-    let still = missing();
+    let still = missing(tools);
     if !still.is_empty() {
         bail!("still missing after apt-get: {}", still.join(" "));
     }
     Ok(())
 }
 
-/// Packages whose program is not there.
-pub(crate) fn missing() -> Vec<&'static str> {
-    TOOLS.iter().filter(|(program, _)| find(program).is_none()).map(|&(_, package)| package).collect()
+/// Packages of those of `tools` that are not there.
+pub(crate) fn missing(tools: &[Tool]) -> Vec<&'static str> {
+    tools.iter().filter(|(program, _)| find(program).is_none()).map(|&(_, package)| package).collect()
 }
 
 /// The `cargo` that started this command, or else that of the `PATH`.
@@ -79,7 +87,8 @@ pub(crate) fn target_dir() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from)
 }
 
-fn find(program: &str) -> Option<PathBuf> {
+/// Where `program` is, if it is there.
+pub(crate) fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
         .chain(SYSTEM_DIRS.iter().map(PathBuf::from))

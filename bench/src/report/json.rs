@@ -56,7 +56,7 @@ fn row(figure: &Figure) -> Row<'_> {
 }
 
 /// The running kernel's release, as far as it tells.
-pub(super) fn kernel() -> String {
+pub(crate) fn kernel() -> String {
     std::fs::read_to_string("/proc/sys/kernel/osrelease")
         .map_or_else(|_| "unknown".into(), |text| text.trim().into())
 }

@@ -48,12 +48,14 @@ pub fn render(figures: &[Figure]) -> String {
 /// A number with as many places as it needs to be read.
 pub(super) fn short(value: f64) -> String {
     let size = value.abs();
-    if size >= 1000.0 || (size.fract() == 0.0 && size >= 1.0) {
+    if size >= 1000.0 || size.fract() == 0.0 {
         format!("{value:.0}")
     } else if size >= 10.0 {
         format!("{value:.1}")
-    } else if size >= 0.1 || size == 0.0 {
+    } else if size >= 0.1 {
         format!("{value:.3}")
+    } else if size >= 0.01 {
+        format!("{value:.4}")
     } else {
         format!("{value:.2e}")
     }
@@ -89,8 +91,15 @@ mod tests {
 
     #[test]
     fn numbers_stay_readable() {
-        let pairs =
-            [(12345.6, "12346"), (12.34, "12.3"), (1.2345, "1.234"), (0.00123, "1.23e-3"), (2.0, "2")];
+        let pairs = [
+            (12345.6, "12346"),
+            (12.34, "12.3"),
+            (1.2345, "1.234"),
+            (0.00123, "1.23e-3"),
+            (0.0212, "0.0212"),
+            (2.0, "2"),
+            (0.0, "0"),
+        ];
         for (value, text) in pairs {
             assert_eq!(short(value), text);
         }

@@ -77,7 +77,7 @@ fn tagged(tags: usize, frame: &[u8]) -> Vec<u8> {
 }
 
 fn verdict_with(frame: &[u8], entry: SessionEntry) -> Verdict {
-    classify(SliceCursor::new(frame), PORT, |slot| {
+    classify(SliceCursor::new(frame), PORT.into(), |slot, _| {
         (slot == session_slot(entry.receiver_index)).then_some(entry)
     })
 }
@@ -117,8 +117,8 @@ fn the_datagram_is_located_where_it_stands() {
     for (tags, frame, source) in [(0, cell4(), V4), (1, cell4(), V4), (2, cell6(), V6)] {
         let frame = tagged(tags, &frame);
         let mut cursor = SliceCursor::new(&frame);
-        let found = locate(&mut cursor, PORT).expect("ours");
-        assert_eq!(found.source, source);
+        let found = locate(&mut cursor, PORT.into()).expect("ours");
+        assert_eq!(found.source.octets(), source);
         assert_eq!(found.source_port, 4000);
         assert_eq!(usize::from(found.payload_len), CELL_LEN);
         assert_eq!(usize::from(found.payload_offset), frame.len() - CELL_LEN);
@@ -156,7 +156,7 @@ fn foreign_frames_pass() {
     ] {
         assert_eq!(verdict(&frame), Verdict::Pass);
     }
-    let port_zero = classify(SliceCursor::new(&with(36, 0)), 0, |_| None);
+    let port_zero = classify(SliceCursor::new(&with(36, 0)), 0.into(), |_, _| None);
     assert_eq!(port_zero, Verdict::Pass);
     let mut version = cell6();
     version[14] = 0x40;
@@ -263,12 +263,21 @@ proptest! {
         let source = if six { V6 } else { V4 };
         if let Verdict::Redirect { slot, .. } = verdict_with(&frame, SessionEntry::new(INDEX, source, 4000, 3)) {
             prop_assert_eq!(slot, session_slot(INDEX));
-            let found = locate(&mut SliceCursor::new(&frame), PORT).expect("redirected");
+            let found = locate(&mut SliceCursor::new(&frame), PORT.into()).expect("redirected");
             let payload = &frame[usize::from(found.payload_offset)..];
             prop_assert_eq!(&payload[..4], &[1, 0, 0, 0]);
             prop_assert_eq!(&payload[4..8], &INDEX.to_be_bytes());
             prop_assert!(payload.len() >= CELL_LEN);
-            prop_assert_eq!(found.source, source);
+            prop_assert_eq!(found.source.octets(), source);
         }
     }
+}
+
+#[test]
+fn ports_are_a_row_and_none_matches_nothing() {
+    let ports = super::Ports { first: 65_534, count: 2 };
+    assert!(ports.contains(65_534) && ports.contains(65_535));
+    assert!(!ports.contains(65_533) && !ports.contains(0));
+    assert!(!super::Ports::from(0).contains(0));
+    assert!(super::Ports::from(7443).contains(7443) && !super::Ports::from(7443).contains(7444));
 }

@@ -129,7 +129,12 @@ impl ClientConfig {
         let raw: RawClientConfig = source.parse()?;
         let path = raw.path.as_ref().map(|path| check_path(&source, path)).transpose()?;
         let unset = RawDatapath::unset();
-        let mut datapath = raw.datapath.as_ref().unwrap_or(&unset).check(&source, DatapathMode::Udp)?;
+        let mut datapath = raw.datapath.as_ref().unwrap_or(&unset).check(&source, DatapathMode::Udp, 1)?;
+        let worker = worker(&source, raw.worker.as_ref())?;
+        if worker.count > 1 {
+            let what = "a client has one link, and so one worker";
+            return Err(source.refuse_key("worker.count", what, "leave it out"));
+        }
         datapath.listen.get_or_insert(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0));
         Ok(Self {
             network: source.beside(&raw.network),
@@ -138,7 +143,7 @@ impl ClientConfig {
             cover: raw.cover,
             path,
             datapath,
-            worker: worker(&source, raw.worker.as_ref())?,
+            worker,
             control: control(&source, &raw.control)?,
             tun: raw.tun.check(&source)?,
             source,

@@ -21,6 +21,9 @@ const RING_RANGE: std::ops::RangeInclusive<u32> = 64..=32_768;
 /// Frames of 2048 bytes at most: 2 GiB.
 const MAX_FRAMES: u32 = 1 << 20;
 
+/// Workers of a relay, at most.
+const MAX_WORKERS: u16 = super::network::MAX_LANES;
+
 /// How datagrams get in and out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Datapath {
@@ -89,11 +92,13 @@ pub enum BusyPoll {
 }
 
 /// The thread that moves the cells.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Worker {
-    /// The processor that it is pinned to, 0 to 1023.
-    pub cpu: Option<usize>,
-    /// How it waits.
+    /// Threads that move cells, 1 to 64; worker i reads receive queue i of the interface.
+    pub count: u16,
+    /// The processors that they are pinned to, 0 to 1023 each; empty, or one for each worker.
+    pub cpus: Vec<usize>,
+    /// How they wait.
     pub poll: PollMode,
     /// Whether it runs the driver's receive loop.
     pub busy_poll: BusyPoll,
@@ -131,7 +136,8 @@ pub(super) struct RawDatapath {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawWorker {
-    cpu: Option<Spanned<i64>>,
+    count: Option<Spanned<i64>>,
+    cpus: Option<Spanned<Vec<i64>>>,
     poll: Option<PollMode>,
     busy_poll: Option<BusyPoll>,
 }
@@ -143,7 +149,13 @@ pub(super) struct RawControl {
 }
 
 impl RawDatapath {
-    pub(super) fn check(&self, source: &Source, default: DatapathMode) -> Result<Datapath, ConfigError> {
+    /// `workers` is how many threads share the frames, each with rings of its own.
+    pub(super) fn check(
+        &self,
+        source: &Source,
+        default: DatapathMode,
+        workers: u16,
+    ) -> Result<Datapath, ConfigError> {
         let mode = self.mode.unwrap_or(default);
         let name =
             self.interface.as_ref().map(|name| interface(source, name, "datapath.interface")).transpose()?;
@@ -161,15 +173,23 @@ impl RawDatapath {
                     source.refuse(given, "datapath.ring", what, "write 4096 unless measured otherwise")
                 })?,
         };
+        let least = ring * 4 * u32::from(workers);
+        let enough = least..=MAX_FRAMES;
         let frames = match &self.frames {
-            None => ring * 4,
-            Some(given) => u32::try_from(*given.get_ref())
-                .ok()
-                .filter(|frames| (ring * 4..=MAX_FRAMES).contains(frames))
-                .ok_or_else(|| {
-                    let what = format!("is not from four rings ({}) to {MAX_FRAMES}", ring * 4);
-                    source.refuse(given, "datapath.frames", what, "change frames or ring")
-                })?,
+            None if enough.contains(&least) => least,
+            None => {
+                let what = format!(
+                    "makes {workers} workers need {least} frames, and there are {MAX_FRAMES} at most"
+                );
+                return Err(source.refuse_key("datapath", what, "use smaller rings or fewer workers"));
+            }
+            Some(given) => {
+                let frames = u32::try_from(*given.get_ref()).ok().filter(|frames| enough.contains(frames));
+                frames.ok_or_else(|| {
+                    let what = format!("is not from four rings for each worker ({least}) to {MAX_FRAMES}");
+                    source.refuse(given, "datapath.frames", what, "change frames, ring or worker.count")
+                })?
+            }
         };
         let bind = self.bind.unwrap_or(BindMode::Auto);
         let listen = self.listen.as_ref().map(|address| *address.get_ref());
@@ -192,16 +212,42 @@ impl RawDatapath {
 
 pub(super) fn worker(source: &Source, raw: Option<&RawWorker>) -> Result<Worker, ConfigError> {
     let Some(raw) = raw else {
-        return Ok(Worker { cpu: None, poll: PollMode::Adaptive, busy_poll: BusyPoll::Auto });
+        return Ok(Worker {
+            count: 1,
+            cpus: Vec::new(),
+            poll: PollMode::Adaptive,
+            busy_poll: BusyPoll::Auto,
+        });
     };
-    let cpu = raw.cpu.as_ref().map(|given| {
-        usize::try_from(*given.get_ref()).ok().filter(|cpu| *cpu < MAX_CPUS).ok_or_else(|| {
-            let remedy = format!("write a number from 0 to {}, or leave it out", MAX_CPUS - 1);
-            source.refuse(given, "worker.cpu", "is not a processor", remedy)
+    let count = raw.count.as_ref().map_or(Ok(1), |given| {
+        let count = u16::try_from(*given.get_ref()).ok().filter(|count| (1..=MAX_WORKERS).contains(count));
+        count.ok_or_else(|| {
+            let remedy = format!("write a number from 1 to {MAX_WORKERS}, or leave it out");
+            source.refuse(given, "worker.count", "is not a number of workers", remedy)
         })
-    });
+    })?;
+    let cpus = raw.cpus.as_ref().map_or(Ok(Vec::new()), |given| {
+        let refuse = |what: &str, remedy: String| Err(source.refuse(given, "worker.cpus", what, remedy));
+        let cpus: Vec<usize> = given
+            .get_ref()
+            .iter()
+            .filter_map(|cpu| usize::try_from(*cpu).ok().filter(|cpu| *cpu < MAX_CPUS))
+            .collect();
+        if cpus.len() != given.get_ref().len() {
+            return refuse("names no processor", format!("write numbers from 0 to {}", MAX_CPUS - 1));
+        }
+        if cpus.len() != usize::from(count) {
+            let remedy = format!("name {count}, as many as worker.count, or leave it out");
+            return refuse("does not name one processor for each worker", remedy);
+        }
+        if (1..cpus.len()).any(|at| cpus[..at].contains(&cpus[at])) {
+            return refuse("names a processor twice", "give each worker its own".to_owned());
+        }
+        Ok(cpus)
+    })?;
     Ok(Worker {
-        cpu: cpu.transpose()?,
+        count,
+        cpus,
         poll: raw.poll.unwrap_or(PollMode::Adaptive),
         busy_poll: raw.busy_poll.unwrap_or(BusyPoll::Auto),
     })

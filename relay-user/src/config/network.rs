@@ -17,6 +17,8 @@ use crate::crypto::{OperatorKey, Suite};
 const SIGNATURE_PREFIX: &str = "# evenwire-signature: ed25519 ";
 /// Cells per second of a class, at most: 2.2 Gbit/s, beyond what one worker carries.
 const MAX_RATE: u32 = 200_000;
+/// Lanes of a trunk, at most: as many as a relay has workers.
+pub const MAX_LANES: u16 = 64;
 /// Bytes of a name, at most.
 const MAX_NAME_LEN: usize = 32;
 
@@ -90,8 +92,10 @@ pub enum RelayRole {
 pub struct Trunk {
     /// Names of two different relays.
     pub between: [String; 2],
-    /// Name of its class.
+    /// Name of its class, at whose rate each lane runs.
     pub class: String,
+    /// Sessions side by side, 1 to [`MAX_LANES`]. Lane i runs between the UDP ports that lie i above the relays' own.
+    pub lanes: u16,
 }
 
 impl NetworkDocument {
@@ -137,6 +141,12 @@ impl NetworkDocument {
     /// The relay of this id.
     pub fn relay_by_id(&self, id: &[u8; RELAY_ID_LEN]) -> Option<&Relay> {
         self.relays.iter().find(|relay| relay.id == *id)
+    }
+
+    /// UDP ports that relay `name` uses, from that of its address on: as many as its widest trunk has lanes.
+    pub fn ports(&self, name: &str) -> u16 {
+        let its = self.trunks.iter().filter(|trunk| trunk.between.iter().any(|end| end == name));
+        its.map(|trunk| trunk.lanes).max().unwrap_or(1)
     }
 
     /// The trunk between two relays, in either order.
@@ -287,6 +297,7 @@ struct RawRelay {
 struct RawTrunk {
     between: Spanned<[String; 2]>,
     class: Spanned<String>,
+    lanes: Option<Spanned<i64>>,
 }
 
 fn timestamp(source: &Source, text: &Spanned<String>, key: &str) -> Result<Timestamp, ConfigError> {
@@ -393,9 +404,41 @@ fn trunks(
             let what = format!("no class is named {:?}", entry.class.get_ref());
             return Err(source.refuse(&entry.class, "trunks.class", what, "name a class of this document"));
         }
-        trunks.push(Trunk { between, class: entry.class.get_ref().clone() });
+        let lanes = lanes(source, entry, &between, relays)?;
+        trunks.push(Trunk { between, class: entry.class.get_ref().clone(), lanes });
     }
     Ok(trunks)
+}
+
+fn lanes(
+    source: &Source,
+    raw: &RawTrunk,
+    between: &[String; 2],
+    relays: &[Relay],
+) -> Result<u16, ConfigError> {
+    let Some(given) = &raw.lanes else { return Ok(1) };
+    let refuse = |what: String, remedy: String| source.refuse(given, "trunks.lanes", what, remedy);
+    let lanes = u16::try_from(*given.get_ref()).ok().filter(|lanes| (1..=MAX_LANES).contains(lanes));
+    let lanes = lanes.ok_or_else(|| {
+        refuse("is not a number of lanes".into(), format!("write a number from 1 to {MAX_LANES}"))
+    })?;
+    for relay in relays.iter().filter(|relay| between.contains(&relay.name)) {
+        let (first, host) = (relay.address.port(), relay.address.ip());
+        let Some(last) = first.checked_add(lanes - 1) else {
+            let what = format!("lane {} of {} would have a port beyond 65535", lanes - 1, relay.name);
+            return Err(refuse(what, "use fewer lanes or a lower port".into()));
+        };
+        let taken = relays.iter().find(|other| {
+            other.name != relay.name
+                && other.address.ip() == host
+                && (first..=last).contains(&other.address.port())
+        });
+        if let Some(other) = taken {
+            let what = format!("the lanes of {} would take the port of {}", relay.name, other.name);
+            return Err(refuse(what, "give the relays ports further apart".into()));
+        }
+    }
+    Ok(lanes)
 }
 
 #[cfg(test)]

@@ -100,6 +100,19 @@ impl RelayConfig {
                 "use the relay's own key, or have the document changed",
             ));
         }
+        let narrow = network
+            .trunks
+            .iter()
+            .find(|trunk| trunk.between.contains(&self.name) && trunk.lanes < self.worker.count);
+        if let Some(trunk) = narrow {
+            let [one, other] = &trunk.between;
+            let what = format!(
+                "is {}, but the trunk of {one} and {other} has {} lanes, so some workers would have none of it",
+                self.worker.count, trunk.lanes
+            );
+            let remedy = "use no more workers than that, or have the document's trunks.lanes raised";
+            return Err(self.source.refuse_key("worker.count", what, remedy));
+        }
         match (relay.roles.contains(&RelayRole::Exit), &self.exit) {
             (true, None) => Err(self.source.refuse_key(
                 "name",
@@ -121,13 +134,20 @@ impl RelayConfig {
             let what = "a relay listens on its address in the network document";
             return Err(source.refuse(listen, "datapath.listen", what, "remove it"));
         }
+        let worker = worker(&source, raw.worker.as_ref())?;
+        let datapath = raw.datapath.check(&source, DatapathMode::Auto, worker.count)?;
+        if worker.count > 1 && datapath.mode == DatapathMode::Udp {
+            let what = "needs AF_XDP: each worker reads a receive queue of its own";
+            let remedy = "write another datapath.mode, or count = 1";
+            return Err(source.refuse_key("worker.count", what, remedy));
+        }
         Ok(Self {
             name: raw.name,
             key: source.beside(&raw.key),
             network: source.beside(&raw.network),
             operator: operator(&source, &raw.operator)?,
-            datapath: raw.datapath.check(&source, DatapathMode::Auto)?,
-            worker: worker(&source, raw.worker.as_ref())?,
+            datapath,
+            worker,
             control: control(&source, &raw.control)?,
             exit: raw.exit.as_ref().map(|exit| exit.check(&source)).transpose()?,
             source,
@@ -201,7 +221,7 @@ frames = 16384
 ring = 4096
 
 [worker]
-cpu = 0
+cpus = [0]
 poll = "busy"
 
 [control]
@@ -244,7 +264,7 @@ pool6 = "fd6e:7765::/64"
         assert_eq!(config.network, Path::new("/etc/evenwire/network.toml"));
         assert_eq!(config.datapath.interface.as_deref(), Some("wire0"));
         assert_eq!((config.datapath.mode, config.datapath.bind), (DatapathMode::Native, BindMode::ZeroCopy));
-        assert_eq!(config.worker.cpu, Some(0));
+        assert_eq!((config.worker.count, config.worker.cpus), (1, vec![0]));
         assert_eq!(config.exit.unwrap().pool4.to_string(), "100.96.0.0/16");
     }
 
@@ -264,8 +284,13 @@ pool6 = "fd6e:7765::/64"
             ("ring = 4096", "ring = 4095", "datapath.ring", 11),
             ("ring = 4096", "ring = 4294967296", "datapath.ring", 11),
             ("ring = 4096", "listen = \"0.0.0.0:0\"", "datapath.listen", 11),
-            ("cpu = 0", "cpu = -1", "worker.cpu", 14),
-            ("cpu = 0", "cpu = 1024", "worker.cpu", 14),
+            ("cpus = [0]", "cpus = [-1]", "worker.cpus", 14),
+            ("cpus = [0]", "cpus = [1024]", "worker.cpus", 14),
+            ("cpus = [0]", "cpus = [0, 1]", "worker.cpus", 14),
+            ("cpus = [0]", "count = 0", "worker.count", 14),
+            ("cpus = [0]", "count = 65", "worker.count", 14),
+            ("cpus = [0]", "count = 2", "datapath.frames", 10),
+            ("[worker]\ncpus = [0]", "[worker]\ncount = 2\ncpus = [3, 3]", "worker.cpus", 15),
             ("\"100.96.0.0/16\"", "\"100.96.0.1/16\"", "exit.pool4", 23),
             ("\"100.96.0.0/16\"", "\"fd6e::/64\"", "exit.pool4", 23),
             ("\"100.96.0.0/16\"", "\"100.96.0.0/30\"", "exit.pool4", 23),

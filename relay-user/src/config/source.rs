@@ -102,7 +102,9 @@ impl Source {
     ) -> ConfigError {
         let sets = |line: &str| {
             let name = line.split('=').next().unwrap_or_default().trim();
-            name == key || name.strip_prefix('[').and_then(|name| name.strip_suffix(']')) == Some(key)
+            name == key
+                || Some(name) == key.split('.').nth(1)
+                || name.strip_prefix('[').and_then(|name| name.strip_suffix(']')) == Some(key)
         };
         let line = self.text.lines().position(sets).map(|index| index + 1);
         self.error(line, key, what.into(), remedy.into())

@@ -8,16 +8,17 @@ use std::net::SocketAddr;
 /// One thing to be done. The order of a list of actions matters.
 #[derive(Debug)]
 pub(super) enum Action {
-    /// Send a handshake datagram through the kernel's socket.
-    Datagram { to: SocketAddr, bytes: Vec<u8> },
+    /// Send a handshake datagram through the kernel's socket of a lane's port.
+    Datagram { lane: u16, to: SocketAddr, bytes: Vec<u8> },
     /// Tell the worker.
     Worker(Command),
-    /// Let a session's cells through to the worker.
-    AdmitSession { receive_index: u32, source: SocketAddr },
+    /// Let a session's cells through to the worker that has `link`; without one, to the worker that they happen to come
+    /// to, which then asks.
+    AdmitSession { receive_index: u32, source: SocketAddr, link: Option<u32> },
     /// Stop letting them through.
     DropSession { receive_index: u32 },
-    /// A link's cells go to `remote` from here on.
-    Aim { link: u32, remote: SocketAddr },
+    /// A link's cells go from a lane's port to `remote` from here on.
+    Aim { link: u32, lane: u16, remote: SocketAddr },
     /// A link's number is free again.
     Forget { link: u32 },
 }

@@ -36,19 +36,17 @@ pub(super) struct Circuits {
     exit: bool,
     known: HashMap<u32, Carried>,
     waiting: HashMap<Side, u32>,
-    free: Vec<u32>,
+    /// Free numbers of each worker: worker i of n has those that are i modulo n.
+    free: Vec<Vec<u32>>,
 }
 
 impl Circuits {
-    pub(super) fn new(id: [u8; RELAY_ID_LEN], suite: Suite, capacity: u32, exit: bool) -> Self {
-        Self {
-            id,
-            suite,
-            exit,
-            known: HashMap::new(),
-            waiting: HashMap::new(),
-            free: (0..capacity).rev().collect(),
-        }
+    /// `workers` is at least 1.
+    pub(super) fn new(id: [u8; RELAY_ID_LEN], suite: Suite, capacity: u32, exit: bool, workers: u16) -> Self {
+        let step = usize::from(workers.max(1));
+        let free =
+            (0..u32::from(workers.max(1))).map(|worker| (worker..capacity).step_by(step).rev().collect());
+        Self { id, suite, exit, known: HashMap::new(), waiting: HashMap::new(), free: free.collect() }
     }
 
     /// Answers CREATE.
@@ -73,12 +71,14 @@ impl Circuits {
         let Ok(answer) = handshake::respond(HandshakeRole::Client, key, message, &prologue) else {
             return destroy(back, DestroyReason::Handshake, out);
         };
-        let Some(circuit) = self.free.pop() else {
+        // Of the worker that has the link.
+        let worker = back.link as usize % self.free.len();
+        let Some(circuit) = self.free[worker].pop() else {
             out.refuse(Refusal::Exhausted);
             return destroy(back, DestroyReason::NoCapacity, out);
         };
         let Some(created) = out.cell(&[&answer.message]) else {
-            self.free.push(circuit);
+            self.free[worker].push(circuit);
             return;
         };
         let keys = Box::new(HopKeys::derive(&answer.split, self.suite));
@@ -108,7 +108,7 @@ impl Circuits {
         }
         let (id, rest) = body.split_at(RELAY_ID_LEN);
         let rate = links.rate(carried.back.link);
-        let link = match links.reserve(id, rate) {
+        let link = match links.reserve(id, rate, carried.back.link) {
             Ok(link) => link,
             Err(reason) => return refuse(circuit, reason, out),
         };
@@ -155,7 +155,8 @@ impl Circuits {
     pub(super) fn on_closed(&mut self, circuit: u32, links: &mut Links) {
         self.abandon_extension(circuit, links);
         if self.known.remove(&circuit).is_some() {
-            self.free.push(circuit);
+            let worker = circuit as usize % self.free.len();
+            self.free[worker].push(circuit);
         }
     }
 

@@ -27,6 +27,8 @@ const REKEY_PATIENCE: Nanos = Nanos(2 * Nanos::SECOND.0);
 const OLD_KEYS: Nanos = Nanos(10 * Nanos::SECOND.0);
 /// How long a link that we answered may wait for its first cell.
 const CONFIRMATION: Nanos = Nanos(5 * Nanos::SECOND.0);
+/// Handshakes that may wait for their first cell.
+const MAX_PARKED: usize = 256;
 /// HS_INITs remembered against replay.
 const GUARD: usize = 1 << 16;
 
@@ -38,13 +40,16 @@ pub(super) struct Pace {
     pub(super) rate: u32,
 }
 
-/// A relay that this node keeps a link with.
+/// A lane of a trunk to a relay that this node keeps links with.
 #[derive(Clone, Debug)]
 pub(super) struct Peer {
     pub(super) name: String,
     pub(super) id: [u8; RELAY_ID_LEN],
     pub(super) public: [u8; 32],
+    /// Its address on this lane.
     pub(super) address: SocketAddr,
+    /// Which of the trunk's sessions side by side this is.
+    pub(super) lane: u16,
     pub(super) pace: Pace,
     /// This side begins the handshake.
     pub(super) initiates: bool,
@@ -101,6 +106,18 @@ enum Who {
     Client,
 }
 
+/// A handshake that this relay answered, before it is known which worker its cells come to.
+#[derive(Debug)]
+struct Parked {
+    who: Who,
+    lane: u16,
+    source: SocketAddr,
+    pace: Pace,
+    send_index: u32,
+    split: Split,
+    born: Nanos,
+}
+
 #[derive(Debug)]
 struct Link {
     who: Who,
@@ -124,13 +141,25 @@ pub(super) struct Links {
     peers: Vec<Peer>,
     dials: Vec<Dial>,
     links: HashMap<u32, Link>,
-    free: Vec<u32>,
+    /// Links by receive index, until a first cell says which worker is to have them.
+    parked: HashMap<u32, Parked>,
+    /// Free link numbers of each worker: worker i of n has those that are i modulo n.
+    free: Vec<Vec<u32>>,
     slots: HashSet<u32>,
 }
 
 impl Links {
-    /// `identity` is a relay's; a client has none and begins every handshake itself.
-    pub(super) fn new(suite: Suite, identity: Option<Identity>, peers: Vec<Peer>, capacity: u32) -> Self {
+    /// `identity` is a relay's; a client has none and begins every handshake itself. `workers` is at least 1.
+    pub(super) fn new(
+        suite: Suite,
+        identity: Option<Identity>,
+        peers: Vec<Peer>,
+        capacity: u32,
+        workers: u16,
+    ) -> Self {
+        let step = usize::from(workers.max(1));
+        let free =
+            (0..u32::from(workers.max(1))).map(|worker| (worker..capacity).step_by(step).rev().collect());
         let dials = peers.iter().map(|_| Dial { attempt: None, tries: 0, again: Nanos(0) }).collect();
         Self {
             suite,
@@ -138,7 +167,8 @@ impl Links {
             peers,
             dials,
             links: HashMap::new(),
-            free: (0..capacity).rev().collect(),
+            parked: HashMap::new(),
+            free: free.collect(),
             slots: HashSet::new(),
         }
     }
@@ -172,15 +202,25 @@ impl Links {
         }
     }
 
-    /// Sets `rate` aside on the link to relay `id`.
-    pub(super) fn reserve(&mut self, id: &[u8], rate: u32) -> Result<u32, DestroyReason> {
-        let number = self.link_to(id).ok_or(DestroyReason::NoSuchRelay)?;
-        let link = self.links.get_mut(&number).ok_or(DestroyReason::NoSuchRelay)?;
-        if link.reserved + rate > link.pace.rate {
+    /// Sets `rate` aside on a lane to relay `id` that the worker of link `beside` has: no cell of a circuit goes from
+    /// one worker to another. Of several lanes, the one with most to spare.
+    pub(super) fn reserve(&mut self, id: &[u8], rate: u32, beside: u32) -> Result<u32, DestroyReason> {
+        let workers = self.workers();
+        let lanes = self.links.iter_mut().filter(|(number, link)| {
+            let here = **number % workers == beside % workers;
+            here && link.confirmed && matches!(link.who, Who::Peer(at) if self.peers[at].id == id)
+        });
+        let spare = |link: &Link| link.pace.rate.saturating_sub(link.reserved);
+        let (number, link) = lanes.max_by_key(|(_, link)| spare(link)).ok_or(DestroyReason::NoSuchRelay)?;
+        if spare(link) < rate {
             return Err(DestroyReason::NoCapacity);
         }
         link.reserved += rate;
-        Ok(number)
+        Ok(*number)
+    }
+
+    fn workers(&self) -> u32 {
+        u32::try_from(self.free.len()).unwrap_or(1).max(1)
     }
 
     pub(super) fn release(&mut self, link: u32, rate: u32) {
@@ -206,6 +246,13 @@ impl Links {
     pub(super) fn on_tick(&mut self, now: Nanos, rng: &mut impl CryptoRng, out: &mut Outbox) {
         if let Some(identity) = &mut self.identity {
             identity.tokens.refresh(now.0, rng);
+        }
+        let given_up = |parked: &Parked| now.since(parked.born) > CONFIRMATION;
+        let gone: Vec<u32> =
+            self.parked.iter().filter(|(_, parked)| given_up(parked)).map(|(&index, _)| index).collect();
+        for index in gone {
+            self.parked.remove(&index);
+            self.forget_session(index, out);
         }
         for peer in 0..self.peers.len() {
             if self.peers[peer].initiates && self.up(peer).is_none() && now >= self.dials[peer].again {
@@ -249,7 +296,7 @@ impl Links {
         let init = HsInit { role, sender_index, client_nonce: nonce, message: &message, retry_token: token };
         let peer = &self.peers[at];
         let bytes = init.encode(&Mac1Key::new(&peer.public), rng).to_vec();
-        out.push(Action::Datagram { to: peer.address, bytes });
+        out.push(Action::Datagram { lane: peer.lane, to: peer.address, bytes });
         let dial = &mut self.dials[at];
         if !repeated {
             let wait = (RETRANSMIT.0 << dial.tries.min(8)).min(RETRANSMIT.1);
@@ -259,17 +306,18 @@ impl Links {
         dial.attempt = Some(Attempt { initiator, sender_index, nonce, token });
     }
 
-    /// Takes a datagram of the kernel's socket.
+    /// Takes a datagram of the kernel's socket of a lane's port.
     pub(super) fn on_datagram(
         &mut self,
         bytes: &[u8],
         source: SocketAddr,
+        lane: u16,
         now: Nanos,
         rng: &mut impl CryptoRng,
         out: &mut Outbox,
     ) {
         match bytes.first().copied().and_then(DatagramType::from_byte) {
-            Some(DatagramType::HsInit) => self.on_init(bytes, source, now, rng, out),
+            Some(DatagramType::HsInit) => self.on_init(bytes, source, lane, now, rng, out),
             Some(DatagramType::HsResp) => self.on_response(bytes, source, now, rng, out),
             Some(DatagramType::Retry) => self.on_retry(bytes, source, now, rng, out),
             _ => out.refuse(Refusal::Malformed),
@@ -280,18 +328,19 @@ impl Links {
         &mut self,
         bytes: &[u8],
         source: SocketAddr,
+        lane: u16,
         now: Nanos,
         rng: &mut impl CryptoRng,
         out: &mut Outbox,
     ) {
         let Some(identity) = &mut self.identity else { return out.refuse(Refusal::Unexpected) };
         let Ok(init) = HsInit::decode(bytes, &identity.mac1) else { return out.refuse(Refusal::WrongMac) };
-        let subject =
-            TokenSubject { source, destination_port: identity.port, client_nonce: init.client_nonce };
+        let destination_port = identity.port + lane;
+        let subject = TokenSubject { source, destination_port, client_nonce: init.client_nonce };
         if !identity.tokens.accepts(now.0, &subject, &init.retry_token) {
             out.refuse(Refusal::NoToken);
             let retry = Retry { client_nonce: init.client_nonce, token: identity.tokens.issue(&subject) };
-            out.push(Action::Datagram { to: source, bytes: retry.encode().to_vec() });
+            out.push(Action::Datagram { lane, to: source, bytes: retry.encode().to_vec() });
             return;
         }
         let prologue = Prologue::new(self.suite, init.role, &identity.id, &init.retry_token);
@@ -305,7 +354,8 @@ impl Links {
         let (who, pace) = match init.role {
             HandshakeRole::Client => (Who::Client, client_pace),
             HandshakeRole::Relay => {
-                let known = self.peers.iter().position(|peer| Some(peer.public) == answer.peer);
+                let asks = |peer: &Peer| Some(peer.public) == answer.peer && peer.lane == lane;
+                let known = self.peers.iter().position(asks);
                 match known {
                     Some(at) => (Who::Peer(at), self.peers[at].pace),
                     None => return out.refuse(Refusal::UnknownPeer),
@@ -319,8 +369,39 @@ impl Links {
         let response = HsResp { sender_index: receive_index, receiver_index: init.sender_index, message };
         let reply = response.encode(rng).to_vec();
         let send_index = init.sender_index;
-        if self.open(who, source, pace, receive_index, send_index, &answer.split, false, now, rng, out) {
-            out.push(Action::Datagram { to: source, bytes: reply });
+        let parked = Parked { who, lane, source, pace, send_index, split: answer.split, born: now };
+        let opened = match who {
+            Who::Client if self.workers() > 1 => self.park(receive_index, parked, out),
+            Who::Client => self.open(receive_index, &parked, 0, false, rng, out),
+            Who::Peer(_) => self.open(receive_index, &parked, u32::from(lane), false, rng, out),
+        };
+        if opened {
+            out.push(Action::Datagram { lane, to: source, bytes: reply });
+        }
+    }
+
+    /// Waits for the first cell of a session, which says to which worker the NIC sends them.
+    fn park(&mut self, receive_index: u32, parked: Parked, out: &mut Outbox) -> bool {
+        if self.parked.len() >= MAX_PARKED {
+            self.slots.remove(&session_slot(receive_index));
+            out.refuse(Refusal::Exhausted);
+            return false;
+        }
+        out.push(Action::AdmitSession { receive_index, source: parked.source, link: None });
+        self.parked.insert(receive_index, parked);
+        true
+    }
+
+    /// A cell came to `worker` for a session that no worker has.
+    pub(super) fn on_unowned(
+        &mut self,
+        receive_index: u32,
+        worker: u16,
+        rng: &mut impl CryptoRng,
+        out: &mut Outbox,
+    ) {
+        if let Some(parked) = self.parked.remove(&receive_index) {
+            self.open(receive_index, &parked, worker.into(), false, rng, out);
         }
     }
 
@@ -365,9 +446,11 @@ impl Links {
         let index = attempt.sender_index;
         match attempt.initiator.finish(response.message) {
             Ok(split) => {
-                let pace = self.peers[at].pace;
+                let Peer { pace, lane, .. } = self.peers[at];
                 let send_index = response.sender_index;
-                self.open(Who::Peer(at), source, pace, index, send_index, &split, true, now, rng, out);
+                let answered =
+                    Parked { who: Who::Peer(at), lane, source, pace, send_index, split, born: now };
+                self.open(index, &answered, u32::from(lane), true, rng, out);
                 self.dials[at].tries = 0;
                 log::info!("link to {} is up", self.peers[at].name);
             }
@@ -378,25 +461,23 @@ impl Links {
         }
     }
 
-    /// Makes a link with its first session. The one that initiated is sure of the other; the other waits for a cell.
-    #[expect(clippy::too_many_arguments, reason = "one call for both ends of a handshake")]
+    /// Makes a link of a worker, taken modulo their number, with its first session. The one that initiated is sure of the
+    /// other; the other waits for a cell.
     fn open(
         &mut self,
-        who: Who,
-        address: SocketAddr,
-        pace: Pace,
         receive_index: u32,
-        send_index: u32,
-        split: &Split,
+        shaken: &Parked,
+        worker: u32,
         initiator: bool,
-        now: Nanos,
         rng: &mut impl CryptoRng,
         out: &mut Outbox,
     ) -> bool {
+        let Parked { who, lane, source: address, pace, send_index, ref split, born: now } = *shaken;
         if initiator {
             self.close_others(who, None, out);
         }
-        let Some(number) = self.free.pop() else {
+        let worker = (worker % self.workers()) as usize;
+        let Some(number) = self.free[worker].pop() else {
             self.slots.remove(&session_slot(receive_index));
             out.refuse(Refusal::Exhausted);
             return false;
@@ -405,7 +486,7 @@ impl Links {
         rng.fill_bytes(&mut seed);
         let schedule = Box::new(Schedule::new(pace.law, pace.rate, now, seed));
         out.worker(Command::AddLink { link: number, schedule });
-        out.push(Action::Aim { link: number, remote: address });
+        out.push(Action::Aim { link: number, lane, remote: address });
         let keys = LinkKeys::derive(split, self.suite, initiator);
         self.install(number, address, receive_index, send_index, keys, initiator, now, out);
         let jitter = rng.next_u64() % (REKEY / 5);
@@ -440,7 +521,7 @@ impl Links {
     ) {
         let session = Box::new(Session::new(link, receive_index, send_index, keys, source, now));
         out.worker(Command::InstallSession { session, send_now });
-        out.push(Action::AdmitSession { receive_index, source });
+        out.push(Action::AdmitSession { receive_index, source, link: Some(link) });
     }
 
     /// The peer's first cell under a session arrived.
@@ -499,6 +580,9 @@ impl Links {
 
     /// Takes every link down, for a clean stop.
     pub(super) fn close_all(&mut self, out: &mut Outbox) {
+        for index in std::mem::take(&mut self.parked).into_keys() {
+            self.forget_session(index, out);
+        }
         let numbers: Vec<u32> = self.links.keys().copied().collect();
         for number in numbers {
             self.close(number, out);
@@ -525,7 +609,8 @@ impl Links {
         for index in link.old.into_iter().map(|(index, _)| index).chain(pending).chain([link.index]) {
             self.forget_session(index, out);
         }
-        self.free.insert(0, number);
+        let worker = (number % self.workers()) as usize;
+        self.free[worker].insert(0, number);
     }
 
     fn forget_session(&mut self, receive_index: u32, out: &mut Outbox) {

@@ -9,7 +9,7 @@ use super::status::{LinkStatus, QueueStatus, Status, StatusSocket, answer};
 use crate::engine::{DropReason, Event};
 use crate::port::PortMode;
 use crate::steering::Steering;
-use crate::worker::{Clock, ToWorker, Worker};
+use crate::worker::{Clock, Report, ToWorker, Totals, Workers};
 use anyhow::{Context, Result};
 use rand_chacha::ChaCha20Rng;
 use relay_common::abi::{Counter, SessionEntry};
@@ -60,7 +60,7 @@ pub(super) struct Node {
     pub(super) links: Links,
     pub(super) part: Part,
     pub(super) out: Outbox,
-    pub(super) worker: Worker,
+    pub(super) workers: Workers,
     pub(super) mode: PortMode,
     pub(super) steering: Option<Steering>,
     pub(super) path: Path,
@@ -77,10 +77,15 @@ impl Node {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let ended = loop {
             tokio::select! {
-                event = self.worker.event() => self.on_event(event),
+                report = self.workers.report() => match report {
+                    Report::Engine(event) => self.on_event(event),
+                    Report::Unowned { receive_index, worker } => {
+                        self.links.on_unowned(receive_index, worker, &mut self.rng, &mut self.out);
+                    }
+                },
                 datagram = self.path.receive() => self.on_datagram(datagram),
                 news = Path::news(&mut self.neighbours) => {
-                    self.path.on_news(news, self.neighbours.as_ref(), &self.worker);
+                    self.path.on_news(news, self.neighbours.as_ref(), &self.workers);
                 }
                 stream = self.status.accept() => {
                     if let Ok(stream) = stream {
@@ -89,8 +94,8 @@ impl Node {
                 }
                 _ = tick.tick() => {
                     self.on_tick();
-                    if !self.worker.is_alive() {
-                        break Err(anyhow::anyhow!("the worker ended by itself; see the log above"));
+                    if !self.workers.are_alive() {
+                        break Err(anyhow::anyhow!("a worker ended by itself; see the log above"));
                     }
                 }
                 () = requests.next() => break Ok(()),
@@ -115,7 +120,7 @@ impl Node {
         if let Some(steering) = self.steering.take() {
             steering.detach();
         }
-        self.worker.stop();
+        self.workers.stop();
     }
 
     fn on_tick(&mut self) {
@@ -124,7 +129,7 @@ impl Node {
         match &mut self.part {
             Part::Relay(circuits) => circuits.on_tick(now, &mut self.out),
             Part::Client(builder) => {
-                let last = self.worker.totals().last_delivery;
+                let last = self.workers.totals().map(|totals| totals.last_delivery).max().unwrap_or_default();
                 builder.on_tick(now, last, &self.links, &mut self.rng, &mut self.out);
             }
         }
@@ -133,13 +138,13 @@ impl Node {
         }
     }
 
-    fn on_datagram(&mut self, (bytes, source): (Vec<u8>, SocketAddr)) {
+    fn on_datagram(&mut self, (bytes, source, lane): (Vec<u8>, SocketAddr, u16)) {
         if bytes.first() == Some(&(relay_common::wire::DatagramType::Cell as u8)) {
             self.kernel_path += 1;
             return;
         }
         let now = self.clock.now();
-        self.links.on_datagram(&bytes, source, now, &mut self.rng, &mut self.out);
+        self.links.on_datagram(&bytes, source, lane, now, &mut self.rng, &mut self.out);
     }
 
     fn on_event(&mut self, event: Event) {
@@ -193,64 +198,75 @@ impl Node {
     fn act(&mut self) {
         for action in std::mem::take(&mut self.out.actions) {
             match action {
-                Action::Datagram { to, bytes } => self.path.send(&bytes, to),
+                Action::Datagram { lane, to, bytes } => self.path.send(&bytes, to, lane),
                 Action::Worker(command) => {
-                    if self.worker.tell(ToWorker::Engine(command)).is_err() {
+                    if self.workers.tell(ToWorker::Engine(command)).is_err() {
                         self.out.refuse(Refusal::WorkerBusy);
                     }
                 }
-                Action::AdmitSession { receive_index, source } => self.admit(receive_index, source),
+                Action::AdmitSession { receive_index, source, link } => {
+                    self.admit(receive_index, source, link);
+                }
                 Action::DropSession { receive_index } => {
+                    self.workers.owners().set(receive_index, None);
                     if let Some(steering) = &mut self.steering
                         && let Err(error) = steering.clear_session(receive_index)
                     {
                         log::error!("{error}");
                     }
                 }
-                Action::Aim { link, remote } => {
-                    self.path.aim(link, remote, self.neighbours.as_ref(), &self.worker);
+                Action::Aim { link, lane, remote } => {
+                    self.path.aim(link, lane, remote, self.neighbours.as_ref(), &self.workers);
                 }
-                Action::Forget { link } => self.path.forget(link, &self.worker),
+                Action::Forget { link } => self.path.forget(link, &self.workers),
             }
         }
     }
 
-    fn admit(&mut self, receive_index: u32, source: SocketAddr) {
+    fn admit(&mut self, receive_index: u32, source: SocketAddr, link: Option<u32>) {
+        let worker = link.map(|link| self.workers.home(link));
+        self.workers.owners().set(receive_index, worker);
         let Some(steering) = &mut self.steering else { return };
         let address = match source.ip() {
             IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
             IpAddr::V6(v6) => v6.octets(),
         };
-        let entry = SessionEntry::new(receive_index, address, source.port(), 0);
+        let entry = SessionEntry::new(receive_index, address, source.port(), worker.unwrap_or(0).into());
         if let Err(error) = steering.set_session(&entry) {
             log::error!("{error}");
         }
     }
 
     fn report(&self) -> Status {
-        let totals = self.worker.totals();
-        let mut drops = BTreeMap::new();
-        for reason in DropReason::ALL {
-            drops.insert(reason.name().to_owned(), totals.engine.dropped(reason));
-        }
+        let each: Vec<Totals> = self.workers.totals().collect();
+        let mut drops: BTreeMap<String, u64> = BTreeMap::new();
+        let mut count = |name: &str, value: u64| *drops.entry(name.to_owned()).or_default() += value;
         for reason in Refusal::ALL {
-            drops.insert(reason.name().to_owned(), self.out.refusals[reason as usize]);
+            count(reason.name(), self.out.refusals[reason as usize]);
         }
-        for (name, count) in &totals.edge {
-            drops.insert((*name).to_owned(), *count);
+        for totals in &each {
+            for reason in DropReason::ALL {
+                count(reason.name(), totals.engine.dropped(reason));
+            }
+            for (name, value) in &totals.edge {
+                count(name, *value);
+            }
+            let port = totals.port;
+            for (name, value) in [
+                ("port_tx_lost", port.tx_lost),
+                ("port_tx_full", port.tx_full),
+                ("port_unresolved", port.tx_unresolved),
+                ("port_invalid", port.invalid),
+                ("port_rx_ring_full", port.rx_ring_full),
+                ("port_rx_no_frame", port.rx_no_frame),
+                ("port_rx_dropped", port.rx_dropped),
+                ("handover_full", totals.crossing.full),
+                ("session_unowned", totals.crossing.unowned),
+            ] {
+                count(name, value);
+            }
         }
-        let port = totals.port;
-        for (name, count) in [
-            ("port_tx_lost", port.tx_lost),
-            ("port_tx_full", port.tx_full),
-            ("port_unresolved", port.tx_unresolved),
-            ("port_invalid", port.invalid),
-            ("port_rx_ring_full", port.rx_ring_full),
-            ("port_rx_no_frame", port.rx_no_frame),
-            ("port_rx_dropped", port.rx_dropped),
-        ] {
-            drops.insert(name.to_owned(), count);
-        }
+        let sum = |value: fn(&Totals) -> u64| each.iter().map(value).sum::<u64>();
         let mut redirected = 0;
         if let Some(counters) = self.steering.as_ref().and_then(|steering| steering.counters().ok()) {
             redirected = counters.get(Counter::Redirected);
@@ -261,8 +277,13 @@ impl Node {
         drops.retain(|name, count| {
             *count > 0 && !matches!(name.as_str(), "xdp_passed" | "xdp_handshake" | "xdp_redirected")
         });
-        let links: Vec<LinkStatus> =
-            self.links.states().map(|(peer, up)| LinkStatus { peer: peer.to_owned(), up }).collect();
+        let mut links: Vec<LinkStatus> = Vec::new();
+        for (peer, up) in self.links.states() {
+            match links.iter_mut().find(|link| link.peer == peer) {
+                Some(link) => link.add_lane(up),
+                None => links.push(LinkStatus::of_first_lane(peer, up)),
+            }
+        }
         let (role, ready) = match &self.part {
             Part::Relay(_) => ("relay", links.iter().all(|link| link.up)),
             Part::Client(builder) => ("client", builder.is_open()),
@@ -273,15 +294,16 @@ impl Node {
             ready,
             xdp_mode: self.mode.xdp.map(|mode| mode.name()),
             bind_mode: self.mode.bind.name(),
-            queues: totals.mode.iter().filter_map(QueueStatus::of).collect(),
+            queues: each.iter().filter_map(|totals| QueueStatus::of(totals.mode.as_ref()?)).collect(),
             redirected,
             kernel_path: self.kernel_path,
-            missed_slots: totals.engine.missed_slots,
-            cells_sent: totals.engine.sent,
-            cells_received: totals.engine.received,
+            missed_slots: sum(|totals| totals.engine.missed_slots),
+            cells_sent: sum(|totals| totals.engine.sent),
+            cells_received: sum(|totals| totals.engine.received),
+            cells_handed_over: sum(|totals| totals.crossing.given),
             drops,
             links,
-            circuits: totals.circuits,
+            circuits: sum(|totals| totals.circuits),
         }
     }
 }

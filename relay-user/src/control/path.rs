@@ -3,7 +3,7 @@
 
 use crate::neighbour::{Adjacency, Change, Resolver, Watch};
 use crate::port::{ControlDatagram, Peer};
-use crate::worker::{ToWorker, Worker};
+use crate::worker::{ToWorker, Workers};
 use crossbeam::channel::Receiver;
 use relay_common::wire::CELL_LEN;
 use std::collections::HashMap;
@@ -21,8 +21,8 @@ const RESOLVED: usize = 256;
 
 /// Where handshake datagrams come from.
 pub(super) enum Socket {
-    /// A socket of the control plane's own; XDP takes the cells away before it.
-    Own(tokio::net::UdpSocket),
+    /// Sockets of the control plane's own, one for each lane's port; XDP takes the cells away before them.
+    Own(Vec<tokio::net::UdpSocket>),
     /// The worker's socket, which passes on what is not a cell.
     Shared { socket: std::net::UdpSocket, inbox: Receiver<ControlDatagram> },
 }
@@ -89,6 +89,7 @@ impl Neighbours {
 }
 
 struct Aim {
+    lane: u16,
     remote: SocketAddr,
     adjacency: Option<Adjacency>,
 }
@@ -101,43 +102,35 @@ pub(super) struct Path {
 }
 
 impl Path {
-    /// `local` is the address that cells are sent from.
+    /// `local` is the address that cells of lane 0 are sent from.
     pub(super) fn new(socket: Socket, local: SocketAddr) -> Self {
         Self { socket, local, aims: HashMap::new() }
     }
 
-    /// The next datagram for the control plane.
-    pub(super) async fn receive(&self) -> (Vec<u8>, SocketAddr) {
+    /// The next datagram for the control plane, who it is from, and the lane whose port it came to.
+    pub(super) async fn receive(&self) -> (Vec<u8>, SocketAddr, u16) {
         match &self.socket {
-            Socket::Own(socket) => {
-                let mut buffer = vec![0; CELL_LEN + 1];
-                loop {
-                    match socket.recv_from(&mut buffer).await {
-                        Ok((len, source)) => {
-                            buffer.truncate(len);
-                            return (buffer, source);
-                        }
-                        // An ICMP error of an earlier datagram; the handshake's own timer sends again.
-                        Err(error) => {
-                            log::debug!("handshake socket: {error}");
-                            tokio::time::sleep(POLL).await;
-                        }
-                    }
-                }
+            Socket::Own(sockets) => {
+                let waits = sockets.iter().map(|socket| Box::pin(receive_from(socket)));
+                let ((bytes, source), lane, _) = futures::future::select_all(waits).await;
+                (bytes, source, u16::try_from(lane).unwrap_or(0))
             }
             Socket::Shared { inbox, .. } => loop {
                 if let Ok(datagram) = inbox.try_recv() {
-                    return (datagram.data().to_vec(), datagram.source);
+                    return (datagram.data().to_vec(), datagram.source, 0);
                 }
                 tokio::time::sleep(POLL).await;
             },
         }
     }
 
-    /// Sends a handshake datagram. One that the kernel does not take is lost, as on the wire.
-    pub(super) fn send(&self, bytes: &[u8], to: SocketAddr) {
+    /// Sends a handshake datagram from a lane's port. One that the kernel does not take is lost, as on the wire.
+    pub(super) fn send(&self, bytes: &[u8], to: SocketAddr, lane: u16) {
         let result = match &self.socket {
-            Socket::Own(socket) => socket.try_send_to(bytes, to),
+            Socket::Own(sockets) => match sockets.get(usize::from(lane)) {
+                Some(socket) => socket.try_send_to(bytes, to),
+                None => Err(std::io::ErrorKind::AddrNotAvailable.into()),
+            },
             Socket::Shared { socket, .. } => socket.send_to(bytes, to),
         };
         if let Err(error) = result {
@@ -154,12 +147,12 @@ impl Path {
     }
 
     /// Passes news on to the worker's port.
-    pub(super) fn on_news(&mut self, news: News, neighbours: Option<&Neighbours>, worker: &Worker) {
+    pub(super) fn on_news(&mut self, news: News, neighbours: Option<&Neighbours>, workers: &Workers) {
         match news {
             News::Resolved { link, remote, adjacency } => {
                 if let Some(aim) = self.aims.get_mut(&link).filter(|aim| aim.remote == remote) {
                     aim.adjacency = Some(adjacency);
-                    self.point(link, worker);
+                    self.point(link, workers);
                 }
             }
             News::Changed(change) => {
@@ -170,20 +163,20 @@ impl Path {
                     .map(|(&link, _)| link)
                     .collect();
                 for link in concerned {
-                    self.follow(link, change, neighbours, worker);
+                    self.follow(link, change, neighbours, workers);
                 }
             }
         }
     }
 
-    fn follow(&mut self, link: u32, change: Change, neighbours: Option<&Neighbours>, worker: &Worker) {
+    fn follow(&mut self, link: u32, change: Change, neighbours: Option<&Neighbours>, workers: &Workers) {
         let Some(aim) = self.aims.get_mut(&link) else { return };
         let Some(known) = &mut aim.adjacency else { return };
         match change.mac {
             Some(mac) if mac == known.remote_mac => {}
             Some(mac) => {
                 known.remote_mac = mac;
-                self.point(link, worker);
+                self.point(link, workers);
             }
             // Sending goes on to the address known last; an empty slot would be seen.
             None => {
@@ -198,35 +191,55 @@ impl Path {
     pub(super) fn aim(
         &mut self,
         link: u32,
+        lane: u16,
         remote: SocketAddr,
         neighbours: Option<&Neighbours>,
-        worker: &Worker,
+        workers: &Workers,
     ) {
-        self.aims.insert(link, Aim { remote, adjacency: None });
+        self.aims.insert(link, Aim { lane, remote, adjacency: None });
         match neighbours {
             Some(neighbours) => neighbours.look_for(link, remote),
-            None => self.point(link, worker),
+            None => self.point(link, workers),
         }
     }
 
     /// A link is gone.
-    pub(super) fn forget(&mut self, link: u32, worker: &Worker) {
+    pub(super) fn forget(&mut self, link: u32, workers: &Workers) {
         self.aims.remove(&link);
-        tell(worker, link, None);
+        tell(workers, link, None);
     }
 
-    fn point(&self, link: u32, worker: &Worker) {
+    fn point(&self, link: u32, workers: &Workers) {
         let Some(aim) = self.aims.get(&link) else { return };
         let (macs, vlan) = aim
             .adjacency
             .map_or((None, None), |known| (Some((known.local_mac, known.remote_mac)), known.vlan));
-        let peer = Peer { local: self.local, remote: aim.remote, macs, vlan };
-        tell(worker, link, Some(peer));
+        let mut local = self.local;
+        local.set_port(local.port() + aim.lane);
+        let peer = Peer { local, remote: aim.remote, macs, vlan };
+        tell(workers, link, Some(peer));
     }
 }
 
-fn tell(worker: &Worker, link: u32, peer: Option<Peer>) {
-    if let Err(error) = worker.tell(ToWorker::SetPeer { link, peer }) {
+async fn receive_from(socket: &tokio::net::UdpSocket) -> (Vec<u8>, SocketAddr) {
+    let mut buffer = vec![0; CELL_LEN + 1];
+    loop {
+        match socket.recv_from(&mut buffer).await {
+            Ok((len, source)) => {
+                buffer.truncate(len);
+                return (buffer, source);
+            }
+            // An ICMP error of an earlier datagram; the handshake's own timer sends again.
+            Err(error) => {
+                log::debug!("handshake socket: {error}");
+                tokio::time::sleep(POLL).await;
+            }
+        }
+    }
+}
+
+fn tell(workers: &Workers, link: u32, peer: Option<Peer>) {
+    if let Err(error) = workers.tell(ToWorker::SetPeer { link, peer }) {
         log::error!("{error}");
     }
 }

@@ -15,21 +15,20 @@ use crate::config::{
 use crate::crypto::StaticKey;
 use crate::edge::pool::PoolNetworks;
 use crate::edge::routes::GuardedRoutes;
-use crate::edge::{ClientEdge, ExitEdge};
+use crate::edge::{ClientEdge, ExitEdge, Offload};
 use crate::engine::schedule::Law;
 use crate::engine::{Engine, Limits};
 use crate::port::{AfXdpPort, ControlDatagram, Port, PortMode, UdpPort};
 use crate::steering::{AttachMode, Steering};
-use crate::worker::{Clock, NodeEdge, Poll, Worker};
-use crate::xsk::{self, Arena, BindRequest, FramePool, SocketConfig};
+use crate::worker::{Clock, NodeEdge, Poll, Seat, Workers};
+use crate::xsk::{self, Arena, BindRequest, SocketConfig};
 use anyhow::{Context, Result, bail};
 use rand_chacha::ChaCha20Rng;
 use rand_core::SeedableRng;
+use relay_common::classify::Ports;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::SystemTime;
 
-/// Frames that a worker keeps to itself.
-const POOL: usize = 512;
 /// Handshake datagrams that may wait for the control plane.
 const HANDSHAKES: usize = 256;
 
@@ -64,24 +63,29 @@ async fn relay(config: RelayConfig, key: StaticKey, network: NetworkDocument, me
     limits.waiting = config.datapath.frames as usize / 2;
     let port = me.address.port();
 
-    let mut datapath = open_datapath(&config.datapath, me.address).await?;
-    let edge = match &config.exit {
+    let workers = config.worker.count;
+    let ports = network.ports(&me.name);
+    let datapath = open_datapath(&config.datapath, me.address, ports, workers).await?;
+    let edges = match &config.exit {
         Some(exit) => {
             let networks = pool_networks(exit.pool4, exit.pool6)?;
-            let tun = ExitEdge::open(&exit.tun, &exit.outside, networks, limits.circuits as usize)?;
-            NodeEdge::exit(tun, limits.circuits, ChaCha20Rng::from_rng(&mut rng))
+            let (circuits, count) = (limits.circuits as usize, u32::from(workers));
+            ExitEdge::open_many(&exit.tun, &exit.outside, networks, circuits, count, Offload::Auto)?
+                .into_iter()
+                .map(|tun| NodeEdge::exit(tun, limits.circuits, ChaCha20Rng::from_rng(&mut rng)))
+                .collect()
         }
-        None => NodeEdge::None,
+        None => std::iter::repeat_with(|| NodeEdge::None).take(workers.into()).collect(),
     };
     let peers = trunk_peers(&network, &me)?;
     let client_pace = pace(client_class(&config.network, &network)?);
     let identity = Identity::new(me.id, key, port, client_pace, clock.now(), &mut rng);
-    let links = Links::new(network.suite, Some(identity), peers, limits.links);
-    let circuits = Circuits::new(me.id, network.suite, limits.circuits, limits.exit);
-    let worker = datapath.start(Engine::new(limits), edge, clock, &config.worker)?;
-    log::info!("relay {} runs", me.name);
-    let out = Outbox::new(datapath.arena);
-    let OpenDatapath { mode, steering, socket, neighbours, local, .. } = datapath;
+    let links = Links::new(network.suite, Some(identity), peers, limits.links, workers);
+    let circuits = Circuits::new(me.id, network.suite, limits.circuits, limits.exit, workers);
+    let OpenDatapath { arena, queues, mode, steering, socket, neighbours, local } = datapath;
+    let workers = queues.start(limits, edges, arena, clock, &config.worker)?;
+    log::info!("relay {} runs with {} workers", me.name, workers.count());
+    let out = Outbox::new(arena);
     let node = Node {
         name: me.name,
         clock,
@@ -89,7 +93,7 @@ async fn relay(config: RelayConfig, key: StaticKey, network: NetworkDocument, me
         links,
         part: Part::Relay(circuits),
         out,
-        worker,
+        workers,
         mode,
         steering,
         path: Path::new(socket, local),
@@ -113,23 +117,24 @@ async fn client(config: ClientConfig, network: NetworkDocument) -> Result<()> {
         id: entry.id,
         public: entry.key,
         address: entry.address,
+        lane: 0,
         pace: pace(class),
         initiates: true,
     }];
     let listen = config.datapath.listen.unwrap_or_else(|| SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0));
-    let mut datapath = open_datapath(&config.datapath, listen).await?;
-    let tun = ClientEdge::open(&config.tun.name)?;
+    let datapath = open_datapath(&config.datapath, listen, 1, 1).await?;
+    let tun = ClientEdge::open(&config.tun.name, Offload::Auto)?;
     let prefixes: Vec<(IpAddr, u8)> =
         config.tun.routes.iter().map(|route| (route.address(), route.prefix_len())).collect();
     let routes = GuardedRoutes::install(tun.tun().index(), &prefixes).await?;
 
     let waiting = config.datapath.frames as usize / 2;
     let limits = Limits { links: 16, circuits: 16, waiting, ..Limits::default() };
-    let links = Links::new(network.suite, None, peers, limits.links);
+    let links = Links::new(network.suite, None, peers, limits.links, 1);
     let builder = Builder::new(path, network.suite, config.cover == Cover::Circuit);
-    let worker = datapath.start(Engine::new(limits), NodeEdge::client(tun), clock, &config.worker)?;
-    let out = Outbox::new(datapath.arena);
-    let OpenDatapath { mode, steering, socket, neighbours, local, .. } = datapath;
+    let OpenDatapath { arena, queues, mode, steering, socket, neighbours, local } = datapath;
+    let workers = queues.start(limits, vec![NodeEdge::client(tun)], arena, clock, &config.worker)?;
+    let out = Outbox::new(arena);
     let node = Node {
         name: "client".to_owned(),
         clock,
@@ -137,7 +142,7 @@ async fn client(config: ClientConfig, network: NetworkDocument) -> Result<()> {
         links,
         part: Part::Client(Box::new(builder)),
         out,
-        worker,
+        workers,
         mode,
         steering,
         path: Path::new(socket, local),
@@ -151,10 +156,10 @@ async fn client(config: ClientConfig, network: NetworkDocument) -> Result<()> {
     ended
 }
 
-/// The port and what belongs to it, before the worker has it.
+/// The ports and what belongs to them, before the workers have them.
 struct OpenDatapath {
     arena: &'static Arena,
-    port: Option<AnyPort>,
+    queues: Queues,
     mode: PortMode,
     steering: Option<Steering>,
     socket: Socket,
@@ -162,47 +167,75 @@ struct OpenDatapath {
     local: SocketAddr,
 }
 
-enum AnyPort {
-    AfXdp(Box<AfXdpPort>),
+/// One port for each worker.
+enum Queues {
+    AfXdp(Vec<AfXdpPort>),
     Udp(Box<UdpPort>),
 }
 
-impl OpenDatapath {
+impl Queues {
     fn start(
-        &mut self,
-        engine: Engine,
-        edge: NodeEdge,
+        self,
+        limits: Limits,
+        edges: Vec<NodeEdge>,
+        arena: &'static Arena,
         clock: Clock,
         config: &crate::config::Worker,
-    ) -> Result<Worker> {
-        let pool = FramePool::new(self.arena, POOL);
+    ) -> Result<Workers> {
         let poll = match config.poll {
             PollMode::Adaptive => Poll::Adaptive,
             PollMode::Busy => Poll::Busy,
         };
-        let port = self.port.take().context("a datapath starts once")?;
-        match port {
-            AnyPort::AfXdp(mut port) => {
+        match self {
+            Self::AfXdp(mut ports) => {
                 if poll == Poll::Busy && config.busy_poll == BusyPoll::Auto {
-                    port.prefer_busy_poll();
+                    ports.iter_mut().for_each(AfXdpPort::prefer_busy_poll);
                 }
-                Worker::start(engine, *port, edge, pool, clock, poll, config.cpu)
+                Workers::start(seats(ports, edges, limits, config), arena, clock, poll)
             }
-            AnyPort::Udp(port) => Worker::start(engine, *port, edge, pool, clock, poll, config.cpu),
+            Self::Udp(port) => Workers::start(seats(vec![*port], edges, limits, config), arena, clock, poll),
         }
-        .context("the worker thread")
+        .context("the worker threads")
     }
 }
 
-async fn open_datapath(config: &Datapath, local: SocketAddr) -> Result<OpenDatapath> {
+fn seats<P: Port>(
+    ports: Vec<P>,
+    edges: Vec<NodeEdge>,
+    limits: Limits,
+    config: &crate::config::Worker,
+) -> Vec<Seat<P>> {
+    let count = ports.len().max(1);
+    // The frames that may wait are the node's.
+    let limits = Limits { waiting: limits.waiting / count, ..limits };
+    ports
+        .into_iter()
+        .zip(edges)
+        .enumerate()
+        .map(|(number, (port, edge))| Seat {
+            engine: Engine::new(limits),
+            port,
+            edge,
+            cpu: config.cpus.get(number).copied(),
+        })
+        .collect()
+}
+
+/// `local` is the address of lane 0, `ports` how many UDP ports there are from its on.
+async fn open_datapath(
+    config: &Datapath,
+    local: SocketAddr,
+    ports: u16,
+    workers: u16,
+) -> Result<OpenDatapath> {
     let attach = match config.mode {
         DatapathMode::Udp => return open_udp(config, local),
         DatapathMode::Auto => AttachMode::Auto,
         DatapathMode::Native => AttachMode::Native,
         DatapathMode::Generic => AttachMode::Generic,
     };
-    match open_afxdp(config, local, attach).await {
-        Err(error) if config.mode == DatapathMode::Auto => {
+    match open_afxdp(config, local, ports, workers, attach).await {
+        Err(error) if config.mode == DatapathMode::Auto && workers == 1 && ports == 1 => {
             log::warn!("no AF_XDP, cells take UDP sockets instead: {error:#}");
             open_udp(config, local)
         }
@@ -210,7 +243,13 @@ async fn open_datapath(config: &Datapath, local: SocketAddr) -> Result<OpenDatap
     }
 }
 
-async fn open_afxdp(config: &Datapath, local: SocketAddr, attach: AttachMode) -> Result<OpenDatapath> {
+async fn open_afxdp(
+    config: &Datapath,
+    local: SocketAddr,
+    ports: u16,
+    workers: u16,
+    attach: AttachMode,
+) -> Result<OpenDatapath> {
     let interface = config
         .interface
         .as_deref()
@@ -222,24 +261,35 @@ async fn open_afxdp(config: &Datapath, local: SocketAddr, attach: AttachMode) ->
     };
     // The program logs only where somebody asked to see it: RUST_LOG=debug.
     let log = log::log_enabled!(log::Level::Debug);
-    let mut steering = Steering::attach_with_log(interface, attach, local.port(), log)?;
-    let socket = tokio::net::UdpSocket::bind(local)
-        .await
-        .with_context(|| format!("UDP port {}: is another relay running here?", local.port()))?;
+    let mut steering =
+        Steering::attach_with_log(interface, attach, Ports { first: local.port(), count: ports }, log)?;
+    let mut sockets = Vec::with_capacity(ports.into());
+    for lane in 0..ports {
+        let mut at = local;
+        at.set_port(local.port() + lane);
+        let socket = tokio::net::UdpSocket::bind(at).await;
+        sockets
+            .push(socket.with_context(|| format!("UDP port {}: is another relay running here?", at.port()))?);
+    }
     let neighbours = Neighbours::new(interface).await?;
     // Behind what fails where there is no XDP: an arena is never freed.
     let arena = frames(config, config.huge_pages)?;
-    let request = SocketConfig { interface: interface.to_owned(), queue: 0, ring: config.ring, bind };
-    let mut port = AfXdpPort::open(arena, &request, local.port(), None)?;
-    port.steer(&mut steering)?;
-    let mode = port.mode();
+    let mut opened: Vec<AfXdpPort> = Vec::with_capacity(workers.into());
+    for queue in 0..workers.into() {
+        let request = SocketConfig { interface: interface.to_owned(), queue, ring: config.ring, bind };
+        let served = Ports { first: local.port(), count: ports };
+        let mut port = AfXdpPort::open(arena, &request, served, opened.first())?;
+        port.steer(&mut steering)?;
+        opened.push(port);
+    }
+    let mode = opened.first().context("a relay has a worker")?.mode();
     log::info!("cells go over {interface} by AF_XDP, {}", mode.bind.name());
     Ok(OpenDatapath {
         arena,
-        port: Some(AnyPort::AfXdp(Box::new(port))),
+        queues: Queues::AfXdp(opened),
         mode,
         steering: Some(steering),
-        socket: Socket::Own(socket),
+        socket: Socket::Own(sockets),
         neighbours: Some(neighbours),
         local,
     })
@@ -269,7 +319,7 @@ fn open_udp(config: &Datapath, local: SocketAddr) -> Result<OpenDatapath> {
         arena,
         mode: port.mode(),
         socket: Socket::Shared { socket: port.control_socket()?, inbox },
-        port: Some(AnyPort::Udp(Box::new(port))),
+        queues: Queues::Udp(Box::new(port)),
         steering: None,
         neighbours: None,
         local,
@@ -324,14 +374,19 @@ fn trunk_peers(network: &NetworkDocument, me: &Relay) -> Result<Vec<Peer>> {
         };
         let peer = network.relay(name).context("a trunk joins relays of the document")?;
         let class = network.classes.get(&trunk.class).context("a trunk has a class of the document")?;
-        peers.push(Peer {
-            name: peer.name.clone(),
-            id: peer.id,
-            public: peer.key,
-            address: peer.address,
-            pace: pace(class),
-            initiates,
-        });
+        for lane in 0..trunk.lanes {
+            let mut address = peer.address;
+            address.set_port(address.port() + lane);
+            peers.push(Peer {
+                name: peer.name.clone(),
+                id: peer.id,
+                public: peer.key,
+                address,
+                lane,
+                pace: pace(class),
+                initiates,
+            });
+        }
     }
     Ok(peers)
 }

@@ -23,6 +23,8 @@ pub(super) struct Status {
     pub(super) missed_slots: u64,
     pub(super) cells_sent: u64,
     pub(super) cells_received: u64,
+    /// Came by another worker's queue than that of their link's.
+    pub(super) cells_handed_over: u64,
     pub(super) drops: BTreeMap<String, u64>,
     pub(super) links: Vec<LinkStatus>,
     pub(super) circuits: u64,
@@ -54,11 +56,26 @@ impl QueueStatus {
     }
 }
 
-/// One link to a relay of the network document.
+/// The links to a relay of the network document.
 #[derive(Debug, Serialize)]
 pub(super) struct LinkStatus {
     pub(super) peer: String,
+    /// All lanes are up.
     pub(super) up: bool,
+    lanes: u16,
+    lanes_up: u16,
+}
+
+impl LinkStatus {
+    pub(super) fn of_first_lane(peer: &str, up: bool) -> Self {
+        Self { peer: peer.to_owned(), up, lanes: 1, lanes_up: u16::from(up) }
+    }
+
+    pub(super) fn add_lane(&mut self, up: bool) {
+        self.up &= up;
+        self.lanes += 1;
+        self.lanes_up += u16::from(up);
+    }
 }
 
 /// The status socket; its file goes when this is dropped.

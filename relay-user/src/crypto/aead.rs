@@ -107,6 +107,7 @@ impl AeadKey {
         self.open(seq, &[], sealed, tag)
     }
 
+    #[inline]
     fn seal(&self, number: u64, aad: &[u8], sealed: &mut [u8], tag: &mut [u8]) {
         let made = self
             .key
@@ -115,6 +116,7 @@ impl AeadKey {
         tag.copy_from_slice(made.as_ref());
     }
 
+    #[inline]
     fn open(&self, number: u64, aad: &[u8], sealed: &mut [u8], tag: &[u8]) -> Result<(), Unauthentic> {
         self.key
             .open_in_place_separate_tag(self.nonce(number), Aad::from(aad), tag, sealed)
@@ -122,6 +124,7 @@ impl AeadKey {
             .map_err(|_| Unauthentic)
     }
 
+    #[inline]
     fn nonce(&self, number: u64) -> Nonce {
         let mut nonce = self.iv;
         for (byte, bits) in nonce[IV_LEN - 8..].iter_mut().zip(number.to_be_bytes()) {

@@ -113,7 +113,9 @@ impl Plan {
 
 /// Where the workers of a file run.
 fn places(worker: &Worker) -> Vec<WorkerPlace> {
-    vec![WorkerPlace { queue: 0, cpu: worker.cpu }]
+    (0..u32::from(worker.count))
+        .map(|queue| WorkerPlace { queue, cpu: worker.cpus.get(queue as usize).copied() })
+        .collect()
 }
 
 #[cfg(test)]

@@ -4,14 +4,13 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use super::drops::{EdgeDrop, EdgeDrops};
 use super::ip::{CLIENT_V4, CLIENT_V6, INNER_MTU, Inner, is_client};
-use super::packing::{BlockKind, MAX_PACKET, Packer};
+use super::packing::{BlockKind, Packer};
 use super::rewrite::clamp_mss;
-use super::tun::{Tun, TunError};
+use super::tun::{Offload, Tun, TunError};
 
 /// The edge where packets of the client's own programs enter the tunnel and answers leave it.
 pub struct ClientEdge {
     tun: Tun,
-    buffer: Box<[u8; MAX_PACKET]>,
     drops: EdgeDrops,
 }
 
@@ -21,24 +20,25 @@ impl ClientEdge {
     ///
     /// # Errors
     /// See [`Tun::create`].
-    pub fn open(name: &str) -> Result<Self, TunError> {
-        let tun = Tun::create(name, &[(CLIENT_V4.into(), 32), (CLIENT_V6.into(), 128)], INNER_MTU)?;
-        Ok(Self { tun, buffer: Box::new([0; MAX_PACKET]), drops: EdgeDrops::default() })
+    pub fn open(name: &str, offload: Offload) -> Result<Self, TunError> {
+        let addresses = [(CLIENT_V4.into(), 32), (CLIENT_V6.into(), 128)];
+        let tun = Tun::create(name, &addresses, INNER_MTU, offload)?;
+        Ok(Self { tun, drops: EdgeDrops::default() })
     }
 
     /// Moves up to `max` packets that wait in the TUN into `packer` at `now` (monotonic nanoseconds). Returns how many
     /// were read, dropped ones included.
     pub fn pump(&mut self, packer: &mut Packer, now: u64, max: usize) -> usize {
         for done in 0..max {
-            let length = match self.tun.read_packet(self.buffer.as_mut_slice()) {
-                Ok(Some(length)) => length,
-                Ok(None) => return done,
+            match self.tun.read_packet() {
+                Ok(true) => {}
+                Ok(false) => return done,
                 Err(_) => {
                     self.drops.count(EdgeDrop::TunFailed);
                     return done;
                 }
-            };
-            let packet = &mut self.buffer[..length];
+            }
+            let packet = self.tun.packet();
             let pushed = outgoing(packet)
                 .and_then(|kind| packer.push(kind, packet, now).map_err(|_| EdgeDrop::QueueFull));
             if let Err(reason) = pushed {
@@ -48,21 +48,21 @@ impl ClientEdge {
         max
     }
 
-    /// Hands a packet that came through the tunnel to the client's programs. Control blocks are not packets and are
-    /// refused as of no IP version.
+    /// Hands a packet that came through the tunnel to the client's programs, at the latest with the next
+    /// [`ClientEdge::flush`]. Control blocks are not packets and are refused as of no IP version.
     pub fn deliver(&mut self, kind: BlockKind, packet: &[u8]) {
-        let Some(copy) = self.buffer.get_mut(..packet.len()) else {
+        let Some(copy) = self.tun.stage(packet) else {
             return self.drops.count(EdgeDrop::TooLong);
         };
-        copy.copy_from_slice(packet);
-        let result = incoming(kind, copy).and_then(|()| match self.tun.write_packet(copy) {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(EdgeDrop::TunFull),
-            Err(_) => Err(EdgeDrop::TunFailed),
-        });
-        if let Err(reason) = result {
-            self.drops.count(reason);
+        match incoming(kind, copy) {
+            Ok(()) => self.tun.write_staged(&mut self.drops),
+            Err(reason) => self.drops.count(reason),
         }
+    }
+
+    /// Writes what [`ClientEdge::deliver`] kept back for others of its flow: the end of a turn.
+    pub fn flush(&mut self) {
+        self.tun.flush(&mut self.drops);
     }
 
     /// Packets dropped, by reason.

@@ -36,6 +36,8 @@ pub enum EdgeDrop {
     UnknownAddress,
     /// The circuit's queue is full.
     QueueFull,
+    /// The queue to the worker that has the packet's circuit is full.
+    HandoverFull,
     /// The TUN device takes no more packets now.
     TunFull,
     /// The TUN device failed.
@@ -44,7 +46,7 @@ pub enum EdgeDrop {
 
 impl EdgeDrop {
     /// Every reason, in the order of the counters.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Version,
         Self::Length,
         Self::TooLong,
@@ -61,6 +63,7 @@ impl EdgeDrop {
         Self::UnknownCircuit,
         Self::UnknownAddress,
         Self::QueueFull,
+        Self::HandoverFull,
         Self::TunFull,
         Self::TunFailed,
     ];
@@ -84,6 +87,7 @@ impl EdgeDrop {
             Self::UnknownCircuit => "edge_unknown_circuit",
             Self::UnknownAddress => "edge_unknown_address",
             Self::QueueFull => "edge_queue_full",
+            Self::HandoverFull => "edge_handover_full",
             Self::TunFull => "tun_full",
             Self::TunFailed => "tun_failed",
         }
@@ -97,7 +101,12 @@ pub struct EdgeDrops([u64; EdgeDrop::ALL.len()]);
 impl EdgeDrops {
     /// Counts one packet.
     pub fn count(&mut self, reason: EdgeDrop) {
-        self.0[reason as usize] += 1;
+        self.add(reason, 1);
+    }
+
+    /// Counts several packets.
+    pub fn add(&mut self, reason: EdgeDrop, packets: u64) {
+        self.0[reason as usize] += packets;
     }
 
     /// Packets dropped for `reason` since the start.

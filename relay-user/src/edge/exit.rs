@@ -1,19 +1,18 @@
 //! The exit's edge: circuits on one side, a TUN device behind NAT on the other.
 
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 
 use rand_core::Rng;
 
 use super::drops::{EdgeDrop, EdgeDrops};
+use super::handover::{self, Handover};
 use super::ip::{CLIENT_V4, CLIENT_V6, INNER_MTU, Inner, check_destination, is_client};
 use super::nat::{Nat, NatError};
-use super::packing::{BlockKind, MAX_PACKET};
-use super::pool::{Lease, Pool, PoolNetworks};
+use super::packing::BlockKind;
+use super::pool::{Lease, Pool, PoolNetworks, PoolShare};
 use super::rewrite::{Side, clamp_mss, rewrite};
-use super::tun::{Tun, TunError};
-
-/// Packets that one [`ExitEdge::read`] passes over, at most, before it gives the turn back.
-const READ_ATTEMPTS: usize = 32;
+use super::tun::{Offload, Tun, TunError};
 
 /// Why an exit's edge could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +23,14 @@ pub enum ExitError {
     /// The NAT.
     #[error(transparent)]
     Nat(#[from] NatError),
+    /// Workers without an address.
+    #[error("pool4 has {leases} addresses to give and there are {workers} workers; configure a larger pool4")]
+    Pool {
+        /// Addresses to give.
+        leases: u32,
+        /// Workers.
+        workers: u32,
+    },
 }
 
 /// Why a circuit got no address.
@@ -48,9 +55,9 @@ pub struct Translator {
 }
 
 impl Translator {
-    /// A translator for circuits whose handles are below `max_circuits`.
-    pub fn new(networks: PoolNetworks, max_circuits: usize) -> Self {
-        Self { pool: Pool::new(networks), leases: vec![None; max_circuits].into_boxed_slice() }
+    /// A translator with `share` of the pool, for circuits whose handles are below `max_circuits`.
+    pub fn new(networks: PoolNetworks, share: PoolShare, max_circuits: usize) -> Self {
+        Self { pool: Pool::new(networks, share), leases: vec![None; max_circuits].into_boxed_slice() }
     }
 
     /// Gives `circuit` an address at `now` (monotonic nanoseconds).
@@ -115,15 +122,39 @@ impl Translator {
         rewrite(packet, &inner, Side::Destination, client)?;
         Ok((circuit, inner.kind()))
     }
+
+    /// The worker that gives out the address to which `packet` goes.
+    fn owner(&self, packet: &[u8]) -> Option<u32> {
+        self.pool.owner(Inner::parse(packet).ok()?.destination)
+    }
 }
 
-/// The edge where clients' packets leave for the world, and answers come back.
+/// What crossed from one worker to another.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HandoverCounters {
+    /// Packets from this worker's queue that another took.
+    pub given: u64,
+    /// Packets from other workers' queues that came to this one.
+    pub taken: u64,
+}
+
+/// Where the packet of [`ExitEdge::read`] lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Origin {
+    Tun,
+    OtherWorker,
+}
+
+/// The edge where clients' packets leave for the world, and answers come back: one worker's part of it.
 pub struct ExitEdge {
-    // The rules go before the device does: fields are dropped in this order.
-    nat: Nat,
+    // The rules go before the device does: fields are dropped in this order. All workers' edges hold the same rules.
+    nat: Arc<Nat>,
     tun: Tun,
     translator: Translator,
-    buffer: Box<[u8; MAX_PACKET]>,
+    handover: Handover,
+    /// Where the next read looks first.
+    first: Origin,
+    crossed: HandoverCounters,
     drops: EdgeDrops,
 }
 
@@ -138,16 +169,55 @@ impl ExitEdge {
         outside: &str,
         networks: PoolNetworks,
         max_circuits: usize,
+        offload: Offload,
     ) -> Result<Self, ExitError> {
-        let tun = Tun::create(tun, &networks.exit_addresses(), INNER_MTU)?;
-        let nat = Nat::install(tun.name(), outside, &networks)?;
-        Ok(Self {
-            nat,
+        Self::open_parts(tun, outside, networks, max_circuits, 1, offload).map(|(only, _)| only)
+    }
+
+    /// Like [`ExitEdge::open`] for `workers` workers, taken as at least one: an edge for each, with a queue of the device
+    /// and a share of the pool of its own. Each worker's circuits have handles below `max_circuits`. Rules and device go
+    /// with the last of the edges.
+    ///
+    /// # Errors
+    /// [`ExitError`]; nothing is left behind.
+    pub fn open_many(
+        tun: &str,
+        outside: &str,
+        networks: PoolNetworks,
+        max_circuits: usize,
+        workers: u32,
+        offload: Offload,
+    ) -> Result<Vec<Self>, ExitError> {
+        let (first, mut edges) = Self::open_parts(tun, outside, networks, max_circuits, workers, offload)?;
+        edges.insert(0, first);
+        Ok(edges)
+    }
+
+    fn open_parts(
+        tun: &str,
+        outside: &str,
+        networks: PoolNetworks,
+        max_circuits: usize,
+        workers: u32,
+        offload: Offload,
+    ) -> Result<(Self, Vec<Self>), ExitError> {
+        if workers > networks.leases() {
+            return Err(ExitError::Pool { leases: networks.leases(), workers });
+        }
+        let addresses = networks.exit_addresses();
+        let (first, others) = Tun::create_queues(tun, &addresses, INNER_MTU, workers, offload)?;
+        let nat = Arc::new(Nat::install(tun, outside, &networks)?);
+        let inboxes = handover::inboxes(workers);
+        let part = |worker: u32, tun: Tun| Self {
+            nat: Arc::clone(&nat),
             tun,
-            translator: Translator::new(networks, max_circuits),
-            buffer: Box::new([0; MAX_PACKET]),
+            translator: Translator::new(networks, PoolShare::new(worker, workers), max_circuits),
+            handover: Handover::new(Arc::clone(&inboxes), worker),
+            first: Origin::Tun,
+            crossed: HandoverCounters::default(),
             drops: EdgeDrops::default(),
-        })
+        };
+        Ok((part(0, first), (1..).zip(others).map(|(worker, queue)| part(worker, queue)).collect()))
     }
 
     /// See [`Translator::open`].
@@ -163,40 +233,83 @@ impl ExitEdge {
         self.translator.close(circuit, now);
     }
 
-    /// Sends a packet that came over `circuit` out, or counts why not.
+    /// Sends a packet that came over `circuit` out, at the latest with the next [`ExitEdge::flush`], or counts why not.
     pub fn deliver(&mut self, circuit: u32, kind: BlockKind, packet: &[u8]) {
-        let Some(copy) = self.buffer.get_mut(..packet.len()) else {
+        let Some(copy) = self.tun.stage(packet) else {
             return self.drops.count(EdgeDrop::TooLong);
         };
-        copy.copy_from_slice(packet);
-        let result =
-            self.translator.outward(circuit, kind, copy).and_then(|()| match self.tun.write_packet(copy) {
-                Ok(true) => Ok(()),
-                Ok(false) => Err(EdgeDrop::TunFull),
-                Err(_) => Err(EdgeDrop::TunFailed),
-            });
-        if let Err(reason) = result {
-            self.drops.count(reason);
+        match self.translator.outward(circuit, kind, copy) {
+            Ok(()) => self.tun.write_staged(&mut self.drops),
+            Err(reason) => self.drops.count(reason),
         }
     }
 
+    /// Writes what [`ExitEdge::deliver`] kept back for others of its flow: the end of a turn.
+    pub fn flush(&mut self) {
+        self.tun.flush(&mut self.drops);
+    }
+
     /// The next packet for a circuit, if one waits: whose, of what kind, and its bytes. Packets for nobody are counted
-    /// and passed over.
-    pub fn read(&mut self) -> Option<(u32, BlockKind, &[u8])> {
-        for _ in 0..READ_ATTEMPTS {
-            let length = match self.tun.read_packet(self.buffer.as_mut_slice()) {
-                Ok(length) => length?,
-                Err(_) => {
-                    self.drops.count(EdgeDrop::TunFailed);
-                    return None;
-                }
+    /// and passed over, those for another worker's circuits handed over to it. Each packet looked at, passed over or not,
+    /// is taken off `budget`; there is none when that is used up.
+    pub fn read(&mut self, budget: &mut usize) -> Option<(u32, BlockKind, &[u8])> {
+        while *budget > 0 {
+            *budget -= 1;
+            let origin = self.next_packet()?;
+            let packet = match origin {
+                Origin::Tun => self.tun.packet(),
+                Origin::OtherWorker => self.handover.packet(),
             };
-            match self.translator.inward(&mut self.buffer[..length]) {
-                Ok((circuit, kind)) => return Some((circuit, kind, &self.buffer[..length])),
+            match self.translator.inward(packet) {
+                Ok((circuit, kind)) => return Some((circuit, kind, self.packet(origin))),
+                Err(EdgeDrop::UnknownAddress) if origin == Origin::Tun => self.hand_over(),
                 Err(reason) => self.drops.count(reason),
             }
         }
         None
+    }
+
+    /// Goes to the next packet. The worker's queue and the other workers take turns, so that neither starves.
+    fn next_packet(&mut self) -> Option<Origin> {
+        let second = if self.first == Origin::Tun { Origin::OtherWorker } else { Origin::Tun };
+        for (origin, next) in [(self.first, second), (second, self.first)] {
+            let found = match origin {
+                Origin::Tun => self.tun.read_packet().unwrap_or_else(|_| {
+                    self.drops.count(EdgeDrop::TunFailed);
+                    false
+                }),
+                Origin::OtherWorker => self.handover.take(),
+            };
+            if found {
+                self.crossed.taken += u64::from(origin == Origin::OtherWorker);
+                self.first = next;
+                return Some(origin);
+            }
+        }
+        None
+    }
+
+    fn packet(&mut self, origin: Origin) -> &[u8] {
+        match origin {
+            Origin::Tun => self.tun.packet(),
+            Origin::OtherWorker => self.handover.packet(),
+        }
+    }
+
+    /// Gives the packet that the TUN gave to the worker whose address it goes to. It is as it came: nothing of a packet
+    /// to an unknown address has been changed.
+    fn hand_over(&mut self) {
+        let packet = self.tun.packet();
+        match self.translator.owner(packet) {
+            Some(owner) if owner != self.handover.own() => {
+                if self.handover.pass(owner, packet) {
+                    self.crossed.given += 1;
+                } else {
+                    self.drops.count(EdgeDrop::HandoverFull);
+                }
+            }
+            _ => self.drops.count(EdgeDrop::UnknownAddress),
+        }
     }
 
     /// Counts a packet from [`ExitEdge::read`] that the circuit's queue did not take.
@@ -209,17 +322,22 @@ impl ExitEdge {
         &self.drops
     }
 
-    /// The TUN device.
+    /// Packets that crossed between this worker and others.
+    pub fn crossed(&self) -> &HandoverCounters {
+        &self.crossed
+    }
+
+    /// The TUN device's queue.
     pub fn tun(&self) -> &Tun {
         &self.tun
     }
 
-    /// Takes NAT and device back: the clean stop.
+    /// Takes NAT and device back: the clean stop. While another worker's edge is open they stay.
     ///
     /// # Errors
     /// See [`Nat::remove`].
     pub fn close(self) -> Result<(), NatError> {
-        self.nat.remove()
+        Arc::into_inner(self.nat).map_or(Ok(()), Nat::remove)
     }
 }
 
@@ -245,7 +363,7 @@ mod tests {
     const CLIENT: IpAddr = IpAddr::V4(CLIENT_V4);
 
     fn translator() -> Translator {
-        let mut translator = Translator::new(networks(24), 4);
+        let mut translator = Translator::new(networks(24), PoolShare::WHOLE, 4);
         let mut rng = ChaCha8Rng::seed_from_u64(3);
         translator.open(1, 0, &mut rng).unwrap();
         translator.open(2, 0, &mut rng).unwrap();

@@ -6,12 +6,17 @@
 //!
 //! Every client has the same inner addresses. The exit gives each circuit an address of its pool and rewrites packets
 //! both ways, so that no address inside a cell tells clients apart.
+//!
+//! With several workers an exit's TUN has a queue for each, and each has its share of the pool. The kernel sends most
+//! answers to the queue that their flow was written to; others are handed over to the worker whose address they go to.
 
 pub mod client;
 pub mod drops;
 pub mod exit;
+mod handover;
 pub mod ip;
 pub mod nat;
+mod offload;
 pub mod packing;
 pub mod pool;
 pub mod reassembly;
@@ -21,6 +26,8 @@ pub mod tun;
 
 pub use client::ClientEdge;
 pub use drops::{EdgeDrop, EdgeDrops};
-pub use exit::{ExitEdge, ExitError, LeaseError};
+pub use exit::{ExitEdge, ExitError, HandoverCounters, LeaseError};
 pub use packing::{BlockKind, Fill, Packer, PushError};
+pub use pool::PoolShare;
 pub use reassembly::{Reassembler, ReassemblyDrop};
+pub use tun::{Offload, TunCounters};

@@ -8,7 +8,7 @@ use rand_core::Rng;
 /// keeps the NAT state of a silent UDP stream (`nf_conntrack_udp_timeout_stream`), so that nobody gets another's answers.
 pub const QUARANTINE: u64 = 300_000_000_000;
 /// Addresses in use at most, whatever the pool's size.
-pub const MAX_LEASES: usize = 65_536;
+pub const MAX_LEASES: u32 = 65_536;
 
 /// The first host numbers are the network, the exit's own TUN, and the client's constant address.
 const FIRST_HOST: u32 = 3;
@@ -86,6 +86,12 @@ impl PoolNetworks {
         [format!("{}/{}", self.v4, self.v4_prefix), format!("{}/{}", self.v6, self.v6_prefix)]
     }
 
+    /// How many addresses there are to give out.
+    pub fn leases(&self) -> u32 {
+        // The last host number is IPv4's broadcast address.
+        (!self.mask_v4() - FIRST_HOST).min(MAX_LEASES)
+    }
+
     fn mask_v4(&self) -> u32 {
         u32::MAX << (32 - self.v4_prefix)
     }
@@ -113,6 +119,24 @@ impl PoolNetworks {
     }
 }
 
+/// Which part of the pool's addresses a worker gives out: every so-many-th, so that an address names its worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolShare {
+    worker: u32,
+    workers: u32,
+}
+
+impl PoolShare {
+    /// All of it.
+    pub const WHOLE: Self = Self { worker: 0, workers: 1 };
+
+    /// The share of `worker`, counted from zero, of `workers`, which is taken as at least one.
+    pub fn new(worker: u32, workers: u32) -> Self {
+        let workers = workers.max(1);
+        Self { worker: worker.min(workers - 1), workers }
+    }
+}
+
 /// The addresses of one circuit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lease {
@@ -129,15 +153,16 @@ enum Entry {
 #[derive(Debug)]
 pub struct Pool {
     networks: PoolNetworks,
+    share: PoolShare,
     entries: Box<[Entry]>,
 }
 
 impl Pool {
-    /// An empty pool of as many addresses as the IPv4 network has to give, at most [`MAX_LEASES`].
-    pub fn new(networks: PoolNetworks) -> Self {
-        // The last host number is IPv4's broadcast address.
-        let hosts = (!networks.mask_v4() - FIRST_HOST) as usize;
-        Self { networks, entries: vec![Entry::Free { from: 0 }; hosts.min(MAX_LEASES)].into_boxed_slice() }
+    /// An empty pool: `share` of as many addresses as the IPv4 network has to give, at most [`MAX_LEASES`] in all.
+    pub fn new(networks: PoolNetworks, share: PoolShare) -> Self {
+        let PoolShare { worker, workers } = share;
+        let hosts = (worker..networks.leases()).step_by(workers as usize).count();
+        Self { networks, share, entries: vec![Entry::Free { from: 0 }; hosts].into_boxed_slice() }
     }
 
     /// The pool's networks.
@@ -149,17 +174,18 @@ impl Pool {
     /// taken.
     pub fn lease(&mut self, circuit: u32, now: u64, rng: &mut dyn Rng) -> Option<Lease> {
         let count = self.entries.len();
-        let start = usize::try_from(rng.next_u64() % count as u64).ok()?;
+        let start = usize::try_from(rng.next_u64().checked_rem(count as u64)?).ok()?;
         let at = (0..count)
             .map(|step| (start + step) % count)
             .find(|&at| matches!(self.entries[at], Entry::Free { from } if from <= now))?;
         self.entries[at] = Entry::Leased { circuit };
-        Some(Lease { host: u32::try_from(at).ok()? + FIRST_HOST })
+        Some(Lease { host: u32::try_from(at).ok()? * self.share.workers + self.share.worker + FIRST_HOST })
     }
 
     /// Takes the address back at `now`; it stays unused for [`QUARANTINE`].
     pub fn release(&mut self, lease: Lease, now: u64) {
-        if let Some(entry) = self.entries.get_mut((lease.host - FIRST_HOST) as usize) {
+        let at = (lease.host - FIRST_HOST) / self.share.workers;
+        if let Some(entry) = self.entries.get_mut(at as usize) {
             *entry = Entry::Free { from: now.saturating_add(QUARANTINE) };
         }
     }
@@ -172,13 +198,27 @@ impl Pool {
         }
     }
 
-    /// The circuit that has `address`.
+    /// The worker that gives `address` out; none for one that nobody does.
+    pub fn owner(&self, address: IpAddr) -> Option<u32> {
+        self.place(address).map(|place| place % self.share.workers)
+    }
+
+    /// The circuit that has `address`; none for an address of another worker's.
     pub fn circuit(&self, address: IpAddr) -> Option<u32> {
-        let at = self.networks.host(address)?.checked_sub(FIRST_HOST)?;
-        match self.entries.get(at as usize)? {
+        let place = self.place(address)?;
+        if place % self.share.workers != self.share.worker {
+            return None;
+        }
+        match self.entries.get((place / self.share.workers) as usize)? {
             Entry::Leased { circuit } => Some(*circuit),
             Entry::Free { .. } => None,
         }
+    }
+
+    /// The address's number among those that are given out.
+    fn place(&self, address: IpAddr) -> Option<u32> {
+        let place = self.networks.host(address)?.checked_sub(FIRST_HOST)?;
+        (place < self.networks.leases()).then_some(place)
     }
 }
 
@@ -213,12 +253,40 @@ pub(super) mod tests {
 
     #[test]
     fn the_default_pool_holds_no_special_address() {
-        let mut pool = Pool::new(networks(29));
+        let mut pool = Pool::new(networks(29), PoolShare::WHOLE);
         let mut rng = ChaCha8Rng::seed_from_u64(1);
         let mut got: Vec<_> =
             std::iter::from_fn(|| pool.lease(0, 0, &mut rng).map(|lease| lease.host)).collect();
         got.sort_unstable();
         assert_eq!(got, [3, 4, 5, 6]);
+    }
+
+    #[test]
+    fn workers_share_the_pool_and_an_address_names_its_worker() {
+        let mut rng = ChaCha8Rng::seed_from_u64(2);
+        for workers in [1, 2, 3, 7] {
+            let mut pools: Vec<_> =
+                (0..workers).map(|worker| Pool::new(networks(29), PoolShare::new(worker, workers))).collect();
+            let mut got = Vec::new();
+            for at in 0..pools.len() {
+                while let Some(lease) = pools[at].lease(9, 0, &mut rng) {
+                    got.push(lease.host);
+                    for like in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
+                        let address = pools[at].address(lease, like);
+                        let circuits: Vec<_> = pools.iter().map(|pool| pool.circuit(address)).collect();
+                        assert_eq!(circuits.iter().flatten().count(), 1);
+                        assert_eq!(circuits[at], Some(9));
+                        assert!(pools.iter().all(|pool| pool.owner(address) == u32::try_from(at).ok()));
+                    }
+                }
+            }
+            got.sort_unstable();
+            // More workers than addresses: some have none, and say so.
+            assert_eq!(got, [3, 4, 5, 6], "{workers} workers");
+            for outside in ["100.96.0.2", "100.96.0.7", "100.96.1.3", "fd6e:7765::2", "fd6e:7765::1:0:0:3"] {
+                assert_eq!(pools[0].owner(outside.parse().unwrap()), None, "{outside}");
+            }
+        }
     }
 
     proptest! {
@@ -227,7 +295,7 @@ pub(super) mod tests {
             seed in any::<u64>(),
             steps in prop::collection::vec((any::<bool>(), 0..8u32, 0..QUARANTINE), 1..80),
         ) {
-            let mut pool = Pool::new(networks(28));
+            let mut pool = Pool::new(networks(28), PoolShare::WHOLE);
             let mut rng = ChaCha8Rng::seed_from_u64(seed);
             let mut held: Vec<(u32, Lease)> = Vec::new();
             let mut freed: Vec<(u32, u64)> = Vec::new();

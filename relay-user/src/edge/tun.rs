@@ -10,6 +10,12 @@ use std::time::Duration;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use tun_rs::{DeviceBuilder, SyncDevice};
 
+use super::drops::{EdgeDrop, EdgeDrops};
+use super::offload::coalesce::Coalescer;
+use super::offload::split::Splitter;
+use super::offload::{HEADER_LEN, MAX_SUPER};
+use super::packing::MAX_PACKET;
+
 /// Bytes of a device name, at most (`IFNAMSIZ` less its final zero).
 pub const MAX_NAME_LEN: usize = 15;
 
@@ -48,11 +54,48 @@ pub enum TunError {
     },
 }
 
-/// A TUN device that is up. Reads and writes never block.
+/// Whether the kernel and the edge exchange segments of a flow in pieces of up to 64 KiB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Offload {
+    /// Where the kernel can.
+    Auto,
+    /// One packet per read and write.
+    Off,
+}
+
+/// What passed through a TUN queue since it was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TunCounters {
+    /// Reads that gave something.
+    pub reads: u64,
+    /// Reads among them that gave several segments of one flow in one piece.
+    pub super_reads: u64,
+    /// Packets that the reads came to.
+    pub packets_read: u64,
+    /// Writes that the kernel took.
+    pub writes: u64,
+    /// Writes among them of several packets in one piece.
+    pub super_writes: u64,
+    /// Packets in those writes.
+    pub packets_written: u64,
+}
+
+/// One queue of a TUN device that is up. Reads and writes never block, and allocate nothing.
 pub struct Tun {
-    device: SyncDevice,
+    queue: Queue,
     name: String,
     index: u32,
+    splitter: Splitter,
+    /// Room for a virtio header and the packet about to be written.
+    staged: Box<[u8; HEADER_LEN + MAX_PACKET]>,
+    staged_len: usize,
+    /// Where offload is on.
+    coalescer: Option<Coalescer>,
+}
+
+struct Queue {
+    device: SyncDevice,
+    counters: TunCounters,
 }
 
 impl Tun {
@@ -61,7 +104,27 @@ impl Tun {
     ///
     /// # Errors
     /// [`TunError`]; nothing is left behind.
-    pub fn create(name: &str, addresses: &[(IpAddr, u8)], mtu: u16) -> Result<Self, TunError> {
+    pub fn create(
+        name: &str,
+        addresses: &[(IpAddr, u8)],
+        mtu: u16,
+        offload: Offload,
+    ) -> Result<Self, TunError> {
+        Self::create_queues(name, addresses, mtu, 1, offload).map(|(only, _)| only)
+    }
+
+    /// Like [`Tun::create`], with `queues` queues, at least one: the first and the others. The kernel spreads flows over
+    /// them; answers come to the queue that a flow was last written to. The device goes with its last queue.
+    ///
+    /// # Errors
+    /// [`TunError`]; nothing is left behind.
+    pub fn create_queues(
+        name: &str,
+        addresses: &[(IpAddr, u8)],
+        mtu: u16,
+        queues: u32,
+        offload: Offload,
+    ) -> Result<(Self, Vec<Self>), TunError> {
         if !is_device_name(name) {
             return Err(TunError::Name(name.to_owned()));
         }
@@ -77,20 +140,56 @@ impl Tun {
         if index_of(name).map_err(setup("looking the name up"))?.is_some() {
             return Err(TunError::Taken(name.to_owned()));
         }
-        let mut builder = DeviceBuilder::new().name(name).mtu(mtu);
-        for &(address, prefix) in addresses {
-            builder = match address {
-                IpAddr::V4(address) => builder.ipv4(address, prefix, None),
-                IpAddr::V6(address) => builder.ipv6(address, prefix),
-            };
+        let build = |offload| {
+            let mut builder =
+                DeviceBuilder::new().name(name).mtu(mtu).multi_queue(queues > 1).offload(offload);
+            for &(address, prefix) in addresses {
+                builder = match address {
+                    IpAddr::V4(address) => builder.ipv4(address, prefix, None),
+                    IpAddr::V6(address) => builder.ipv6(address, prefix),
+                };
+            }
+            builder.build_sync()
+        };
+        let first = match offload {
+            Offload::Off => build(false),
+            Offload::Auto => build(true).or_else(|error| {
+                if error.kind() != io::ErrorKind::InvalidInput {
+                    return Err(error);
+                }
+                log::warn!(
+                    "TUN {name}: this kernel has no segmentation offload ({error}), so each packet takes a system call"
+                );
+                build(false)
+            }),
+        };
+        let first = first.map_err(setup("creating it"))?;
+        let index = first.if_index().map_err(setup("reading its index"))?;
+        first.set_nonblocking(true).map_err(setup("making it nonblocking"))?;
+        let mut others = Vec::new();
+        for _ in 1..queues {
+            let other = first.try_clone().map_err(setup("opening another queue"))?;
+            other.set_nonblocking(true).map_err(setup("making it nonblocking"))?;
+            others.push(Self::over(other, name, index));
         }
-        let device = builder.build_sync().map_err(setup("creating it"))?;
-        device.set_nonblocking(true).map_err(setup("making it nonblocking"))?;
-        let index = device.if_index().map_err(setup("reading its index"))?;
         for &(address, _) in addresses {
             wait_until_usable(address).map_err(setup("waiting for its addresses"))?;
         }
-        Ok(Self { device, name: name.to_owned(), index })
+        Ok((Self::over(first, name, index), others))
+    }
+
+    fn over(device: SyncDevice, name: &str, index: u32) -> Self {
+        let coalescer = device.tcp_gso().then(|| Coalescer::new(device.udp_gso()));
+        let longest = if coalescer.is_some() { HEADER_LEN + MAX_SUPER } else { MAX_PACKET };
+        Self {
+            queue: Queue { device, counters: TunCounters::default() },
+            name: name.to_owned(),
+            index,
+            splitter: Splitter::new(longest),
+            staged: Box::new([0; HEADER_LEN + MAX_PACKET]),
+            staged_len: 0,
+            coalescer,
+        }
     }
 
     /// The device's name.
@@ -103,34 +202,98 @@ impl Tun {
         self.index
     }
 
-    /// Reads one packet into `buffer`, which should be longer than the MTU; none when none waits.
+    /// Whether segments of a flow come and go in one piece.
+    pub fn has_offload(&self) -> bool {
+        self.coalescer.is_some()
+    }
+
+    /// What passed through this queue.
+    pub fn counters(&self) -> &TunCounters {
+        &self.queue.counters
+    }
+
+    /// Goes to the next packet that programs sent: [`Tun::packet`]. False when none waits. A piece of several segments
+    /// gives one packet each time; what a caller leaves stays for its next call.
     ///
     /// # Errors
     /// What the kernel said; the device is then of no more use.
-    pub fn read_packet(&mut self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
-        match self.device.recv(buffer) {
-            Ok(length) => Ok(Some(length)),
-            Err(error) if is_transient(&error) => Ok(None),
+    pub fn read_packet(&mut self) -> io::Result<bool> {
+        let Self { queue: Queue { device, counters }, splitter, coalescer, .. } = self;
+        if splitter.advance() {
+            counters.packets_read += 1;
+            return Ok(true);
+        }
+        match device.recv(splitter.space()) {
+            Ok(length) => {
+                let is_super = coalescer.is_some() && splitter.accept(length);
+                if coalescer.is_none() {
+                    splitter.accept_plain(length);
+                }
+                counters.reads += 1;
+                counters.packets_read += 1;
+                counters.super_reads += u64::from(is_super);
+                Ok(true)
+            }
+            Err(error) if is_transient(&error) => Ok(false),
             Err(error) => Err(error),
         }
     }
 
-    /// Writes one packet. False when the device takes none now.
-    ///
-    /// # Errors
-    /// What the kernel said.
-    pub fn write_packet(&mut self, packet: &[u8]) -> io::Result<bool> {
-        match self.device.send(packet) {
-            Ok(_) => Ok(true),
-            Err(error) if is_transient(&error) => Ok(false),
-            Err(error) => Err(error),
+    /// The packet that [`Tun::read_packet`] went to, its checksums complete; may be changed in place.
+    pub fn packet(&mut self) -> &mut [u8] {
+        self.splitter.packet()
+    }
+
+    /// Copies a packet to where it may be changed before [`Tun::write_staged`]; none when it is longer than
+    /// [`MAX_PACKET`].
+    pub fn stage(&mut self, packet: &[u8]) -> Option<&mut [u8]> {
+        let place = self.staged.get_mut(HEADER_LEN..HEADER_LEN + packet.len())?;
+        place.copy_from_slice(packet);
+        self.staged_len = packet.len();
+        Some(place)
+    }
+
+    /// Writes the staged packet. With offload it may wait for others of its flow until [`Tun::flush`]. What the kernel
+    /// does not take is counted in `drops`.
+    pub fn write_staged(&mut self, drops: &mut EdgeDrops) {
+        let Self { queue, staged, staged_len, coalescer, .. } = self;
+        let Some(coalescer) = coalescer else {
+            return queue.write(&staged[HEADER_LEN..HEADER_LEN + *staged_len], 1, drops);
+        };
+        let packet = &staged[HEADER_LEN..HEADER_LEN + *staged_len];
+        let waits = coalescer.take(packet, &mut |bytes, packets| queue.write(bytes, packets, drops));
+        if !waits {
+            // The header of an ordinary packet is all zeros, and nothing else is ever written there.
+            queue.write(&staged[..HEADER_LEN + *staged_len], 1, drops);
+        }
+    }
+
+    /// Writes what waits for others of its flow: to be called at the end of each turn.
+    pub fn flush(&mut self, drops: &mut EdgeDrops) {
+        let Self { queue, coalescer, .. } = self;
+        if let Some(coalescer) = coalescer {
+            coalescer.flush(&mut |bytes, packets| queue.write(bytes, packets, drops));
+        }
+    }
+}
+
+impl Queue {
+    fn write(&mut self, bytes: &[u8], packets: u64, drops: &mut EdgeDrops) {
+        match self.device.send(bytes) {
+            Ok(_) => {
+                self.counters.writes += 1;
+                self.counters.super_writes += u64::from(packets > 1);
+                self.counters.packets_written += packets;
+            }
+            Err(error) if is_transient(&error) => drops.add(EdgeDrop::TunFull, packets),
+            Err(_) => drops.add(EdgeDrop::TunFailed, packets),
         }
     }
 }
 
 impl AsFd for Tun {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.device.as_fd()
+        self.queue.device.as_fd()
     }
 }
 
@@ -177,14 +340,17 @@ mod tests {
     #[test]
     fn unusable_names_are_refused_before_anything_is_made() {
         for name in ["", "sixteen-letters-", "a b", "a/b", "a\"", ".", "..", "all", "zürich"] {
-            assert!(matches!(Tun::create(name, &[], 1400), Err(TunError::Name(_))), "{name:?}");
+            assert!(
+                matches!(Tun::create(name, &[], 1400, Offload::Auto), Err(TunError::Name(_))),
+                "{name:?}"
+            );
         }
         assert!(is_device_name("ew-exit_0.1"));
     }
 
     #[test]
     fn an_existing_device_is_not_taken_over() {
-        let error = Tun::create("lo", &[], 1400).err().map(|error| error.to_string());
+        let error = Tun::create("lo", &[], 1400, Offload::Auto).err().map(|error| error.to_string());
         assert!(error.is_some_and(|text| text.contains("lo") && text.contains("exists")));
     }
 }

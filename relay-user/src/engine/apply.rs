@@ -1,7 +1,7 @@
 //! What the control plane's commands do: links and sessions come and go, circuits grow and close.
 
 use super::circuit::{Carried, Circuit, Direction, Origin, Role, Side};
-use super::link::{CONTROL_CELLS, ControlCell, Link, Session, sealed_ahead};
+use super::link::{CONTROL_CELLS, ControlCell, Link, Session};
 use super::schedule::Schedule;
 use super::time::Nanos;
 use super::{Command, DropReason, Edge, Engine, Event, body_mut, put_header, relay_header};
@@ -15,9 +15,7 @@ impl Engine {
         match command {
             Command::AddLink { link, schedule } => self.add_link(link, *schedule, edge, now),
             Command::InstallSession { session, send_now } => self.install(session, send_now, now),
-            Command::RemoveSession { receive_index } => {
-                self.sessions.remove(&receive_index);
-            }
+            Command::RemoveSession { receive_index } => self.remove_session(receive_index),
             Command::RemoveLink { link } => self.remove_link(link, edge, now),
             Command::SendCell { link, circ_id, command, hop_seq, frame } => {
                 let header = CircuitHeader { circ_id, command: command as u8, key_epoch: 0, hop_seq };
@@ -32,7 +30,7 @@ impl Engine {
                 self.answer(circuit, command, length, frame);
             }
             Command::AddOrigin { circuit, ahead, keys, seq, cover } => {
-                let mut origin = Origin::new(seq, cover);
+                let mut origin = Box::new(Origin::new(seq, cover));
                 origin.add_hop(*keys);
                 self.add_circuit(circuit, Circuit::new(None, Some(ahead), Role::Origin(origin)));
             }
@@ -50,9 +48,9 @@ impl Engine {
         }
         // A link under the same number goes first, with all that hangs on it.
         self.remove_link(number, edge, now);
-        let ahead = sealed_ahead(&schedule, self.limits.lead);
-        self.due.reserve(ahead * self.links.iter().flatten().count().saturating_add(1));
-        let link = Link::new(schedule, self.limits.lead, now, self.limits.circuits as usize);
+        let link = Link::new(schedule, self.limits.lead, now);
+        self.sealed_bound += link.max_held;
+        self.due.reserve(self.sealed_bound.saturating_sub(self.due.len()));
         if let Some(slot) = self.links.get_mut(number as usize) {
             *slot = Some(link);
         }
@@ -60,19 +58,30 @@ impl Engine {
 
     fn install(&mut self, session: Box<Session>, send_now: bool, now: Nanos) {
         let (number, index) = (session.link, session.receive_index);
+        // A session under the same index goes first.
+        self.remove_session(index);
         let Some(Some(link)) = self.links.get_mut(number as usize) else { return };
         link.last_received = now;
         link.reported_silent = false;
-        self.sessions.insert(index, session);
+        let place = self.sessions.insert(session, &mut link.sessions);
         if send_now {
-            self.send_with(number, index, now);
+            self.send_with(number, place, now);
         }
     }
 
-    /// Seals a link's cells with session `index` from the next slot on; starts the slots where they stood still.
-    pub(super) fn send_with(&mut self, number: u32, index: u32, now: Nanos) {
+    fn remove_session(&mut self, index: u32) {
+        let Some(place) = self.sessions.find(index) else { return };
+        let link = self.sessions.get(place).map(|session| session.link as usize);
+        let Some(Some(link)) = link.and_then(|link| self.links.get_mut(link)) else { return };
+        self.sessions.remove(place, &mut link.sessions);
+        // The place may go to another session: nothing must be sealed with that in this one's stead.
+        link.sender = link.sender.filter(|&sender| sender != place);
+    }
+
+    /// Seals a link's cells with the session at `place` from the next slot on; starts the slots where they stood still.
+    pub(super) fn send_with(&mut self, number: u32, place: u32, now: Nanos) {
         let Some(Some(link)) = self.links.get_mut(number as usize) else { return };
-        link.sender = Some(index);
+        link.sender = Some(place);
         if !self.wheel.contains(number) {
             // Slots before the first session were never due: they do not count as missed.
             link.schedule.skip_to(now + self.limits.lead);
@@ -82,19 +91,21 @@ impl Engine {
     }
 
     fn remove_link(&mut self, number: u32, edge: &mut impl Edge, now: Nanos) {
-        let Some(link) = self.links.get_mut(number as usize).and_then(Option::take) else { return };
-        self.waiting -= link.waiting();
+        let Some(mut link) = self.links.get_mut(number as usize).and_then(Option::take) else { return };
+        self.sealed_bound -= link.max_held;
         self.wheel.remove(number);
         self.due.retain(|due| due.link != number);
-        self.sessions.retain(|_, session| session.link != number);
-        for circuit in 0..self.limits.circuits {
-            let Some(Some(entry)) = self.circuits.get(circuit as usize) else { continue };
-            let gone = [Direction::Back, Direction::Ahead]
-                .into_iter()
-                .find(|&direction| entry.side(direction).is_some_and(|side| side.link == number));
-            if gone.is_some() {
-                self.close_circuit(circuit, DestroyReason::LinkDown, gone, edge, now);
-            }
+        self.waiting -= self.control.clear(&mut link.control, |cell| matches!(cell, ControlCell::Ready(_)));
+        self.cells.clear(&mut link.held, |_| true);
+        while let Some(place) = link.sessions {
+            self.sessions.remove(place, &mut link.sessions);
+        }
+        // Their sides leave these lists with their links gone, so they are emptied here.
+        while self.turns.pop_front(&mut link.ready).is_some() {}
+        while self.turns.pop_front(&mut link.origins).is_some() {}
+        while let Some(side) = self.sides.pop_front(&mut link.sides) {
+            let (circuit, direction) = Self::side_of(side);
+            self.close_circuit(circuit, DestroyReason::LinkDown, Some(direction), edge, now);
         }
     }
 
@@ -109,8 +120,17 @@ impl Engine {
         *slot = Some(Box::new(circuit));
         for (side, direction) in sides {
             if let Some(side) = side {
-                self.names.insert(side, (number, direction));
+                self.attach(number, direction, side);
             }
+        }
+    }
+
+    /// Lets a circuit's side be found by its name and by its link.
+    fn attach(&mut self, number: u32, direction: Direction, side: Side) {
+        let turn = Self::turn(number, direction);
+        self.names.insert(side, turn);
+        if let Some(Some(link)) = self.links.get_mut(side.link as usize) {
+            self.sides.push_back(&mut link.sides, turn);
         }
     }
 
@@ -123,7 +143,7 @@ impl Engine {
         }
         let hop_seq = carried.extend_seq();
         circuit.ahead = Some(ahead);
-        self.names.insert(ahead, (number, Direction::Ahead));
+        self.attach(number, Direction::Ahead, ahead);
         let command = CellCommand::Create as u8;
         let header = CircuitHeader { circ_id: ahead.circ_id, command, key_epoch: 0, hop_seq };
         self.send_control(ahead.link, header, frame);
@@ -148,12 +168,22 @@ impl Engine {
     /// Forgets the side towards the exit, and what waits for it.
     fn detach_ahead(&mut self, number: u32) {
         let Some(Some(circuit)) = self.circuits.get_mut(number as usize) else { return };
-        self.waiting -= circuit.waiting(Direction::Ahead);
-        let Some(side) = circuit.detach(Direction::Ahead) else { return };
+        let Some(side) = circuit.ahead.take() else { return };
+        self.waiting -= self.cells.clear(&mut circuit.queues[Direction::Ahead as usize], |_| true);
+        self.leave(number, Direction::Ahead, side);
+    }
+
+    /// Undoes [`Self::attach`], and takes the side out of its link's turns.
+    fn leave(&mut self, number: u32, direction: Direction, side: Side) {
         self.names.remove(&side);
-        if let Some(Some(link)) = self.links.get_mut(side.link as usize) {
-            link.ready.retain(|&key| key != Self::turn(number, Direction::Ahead));
-        }
+        let Some(Some(link)) = self.links.get_mut(side.link as usize) else { return };
+        let key = Self::turn(number, direction);
+        self.sides.remove(&mut link.sides, key);
+        let is_origin = matches!(
+            self.circuits.get(number as usize),
+            Some(Some(circuit)) if matches!(circuit.role, Role::Origin(_))
+        );
+        self.turns.remove(if is_origin { &mut link.origins } else { &mut link.ready }, key);
     }
 
     fn send_extend(&mut self, number: u32, length: u16, mut frame: Frame) {
@@ -172,7 +202,7 @@ impl Engine {
             origin.open = true;
             edge.opened(number, now);
             if let Some(Some(link)) = self.links.get_mut(ahead.link as usize) {
-                link.origins.push_back(number);
+                self.turns.push_back(&mut link.origins, Self::turn(number, Direction::Ahead));
             }
         }
     }
@@ -186,19 +216,16 @@ impl Engine {
         edge: &mut impl Edge,
         now: Nanos,
     ) {
-        let Some(circuit) = self.circuits.get_mut(number as usize).and_then(Option::take) else { return };
         for direction in [Direction::Back, Direction::Ahead] {
-            self.waiting -= circuit.waiting(direction);
+            let Some(Some(circuit)) = self.circuits.get_mut(number as usize) else { return };
+            self.waiting -= self.cells.clear(&mut circuit.queues[direction as usize], |_| true);
             let Some(side) = circuit.side(direction) else { continue };
-            self.names.remove(&side);
-            if let Some(Some(link)) = self.links.get_mut(side.link as usize) {
-                link.ready.retain(|&key| key != Self::turn(number, direction));
-                link.origins.retain(|&origin| origin != number);
-            }
+            self.leave(number, direction, side);
             if told_by != Some(direction) {
                 self.queue_control(side.link, ControlCell::Destroy { circ_id: side.circ_id, reason });
             }
         }
+        let Some(circuit) = self.circuits.get_mut(number as usize).and_then(Option::take) else { return };
         let opened = match &circuit.role {
             Role::Carried(carried) => carried.ends_here,
             Role::Origin(origin) => origin.open,
@@ -224,7 +251,10 @@ impl Engine {
             self.counters.drop(DropReason::ControlFull);
             return;
         }
-        self.waiting += usize::from(matches!(cell, ControlCell::Ready(_)));
-        link.control.push_back(cell);
+        let holds_frame = matches!(cell, ControlCell::Ready(_));
+        match self.control.push(&mut link.control, cell) {
+            Ok(()) => self.waiting += usize::from(holds_frame),
+            Err(_) => self.counters.drop(DropReason::ControlFull),
+        }
     }
 }

@@ -1,12 +1,11 @@
 //! Circuits as one node holds them: whose layers it peels and adds, and the cells that wait for a slot.
 
+use super::queue::Queue;
 use super::replay::CircuitWindow;
 use crate::crypto::HopKeys;
-use crate::xsk::Frame;
 use relay_common::wire::{
     BODY_LEN, DATA_LEN, HopCommand, LAYER_FIELDS_LEN, LayerFields, MAX_HOPS, layer_inner_len, layer_len,
 };
-use std::collections::VecDeque;
 
 /// Cells that may wait on one side of a circuit.
 pub const QUEUE_CELLS: usize = 64;
@@ -16,12 +15,19 @@ const MAX_OWED: u32 = 64;
 const MAX_SEQ_ADVANCE: u64 = 1 << 40;
 
 /// One side of a circuit: the link, and the circuit's name on it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Side {
     /// Link number.
     pub link: u32,
     /// The circuit's name on that link, never zero.
     pub circ_id: u32,
+}
+
+impl std::hash::Hash for Side {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        // As one number: a hasher's work is by call, and this one is looked up for every relayed cell.
+        state.write_u64(u64::from(self.link) << 32 | u64::from(self.circ_id));
+    }
 }
 
 /// Which way a cell goes.
@@ -128,6 +134,7 @@ impl Carried {
     }
 
     /// Opens this relay's layer of a cell on its way to the exit.
+    #[inline]
     pub(super) fn open_forward(
         &mut self,
         seq: u64,
@@ -138,12 +145,13 @@ impl Carried {
         }
         let layer = &mut body[..layer_len(self.depth)];
         self.keys.forward.open_layer(seq, layer).map_err(|_| LayerError::Unauthentic)?;
-        self.forward_window.accept(seq);
+        self.forward_window.mark(seq);
         self.received = self.received.wrapping_add(1);
         Ok(fields_at(body, self.depth))
     }
 
     /// The number of a forwarded cell on the next link; clears what is left of this layer.
+    #[inline]
     pub(super) fn pass_forward(&self, seq: u64, body: &mut [u8; BODY_LEN]) -> u64 {
         body[layer_inner_len(self.depth)..].fill(0);
         seq.wrapping_add(self.keys.forward_offset)
@@ -316,9 +324,14 @@ impl Origin {
 
 /// What a circuit is to this node.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "the large one is what relays have by the thousand, in a box already"
+)]
 pub(super) enum Role {
     Carried(Carried),
-    Origin(Origin),
+    /// Boxed: relays carry many circuits and begin none.
+    Origin(Box<Origin>),
 }
 
 /// One circuit.
@@ -327,19 +340,13 @@ pub(super) struct Circuit {
     pub(super) back: Option<Side>,
     pub(super) ahead: Option<Side>,
     pub(super) role: Role,
-    queues: [VecDeque<Frame>; 2],
-    queued: [bool; 2],
+    /// Cells that wait for each side's link, by [`Direction`].
+    pub(super) queues: [Queue; 2],
 }
 
 impl Circuit {
-    pub(super) fn new(back: Option<Side>, ahead: Option<Side>, role: Role) -> Self {
-        Self {
-            back,
-            ahead,
-            role,
-            queues: [VecDeque::with_capacity(QUEUE_CELLS), VecDeque::with_capacity(QUEUE_CELLS)],
-            queued: [false; 2],
-        }
+    pub(super) const fn new(back: Option<Side>, ahead: Option<Side>, role: Role) -> Self {
+        Self { back, ahead, role, queues: [Queue::new(), Queue::new()] }
     }
 
     pub(super) const fn side(&self, direction: Direction) -> Option<Side> {
@@ -347,48 +354,6 @@ impl Circuit {
             Direction::Back => self.back,
             Direction::Ahead => self.ahead,
         }
-    }
-
-    /// Queues a cell; gives it back when the queue is full.
-    pub(super) fn push(&mut self, direction: Direction, frame: Frame) -> Result<(), Frame> {
-        let queue = &mut self.queues[direction as usize];
-        if queue.len() >= QUEUE_CELLS {
-            return Err(frame);
-        }
-        queue.push_back(frame);
-        Ok(())
-    }
-
-    pub(super) fn pop(&mut self, direction: Direction) -> Option<Frame> {
-        self.queues[direction as usize].pop_front()
-    }
-
-    pub(super) fn has_cells(&self, direction: Direction) -> bool {
-        self.waiting(direction) > 0
-    }
-
-    /// Cells that wait on one side.
-    pub(super) fn waiting(&self, direction: Direction) -> usize {
-        self.queues[direction as usize].len()
-    }
-
-    /// Takes one side off and drops what waits for it.
-    pub(super) fn detach(&mut self, direction: Direction) -> Option<Side> {
-        self.queues[direction as usize].clear();
-        self.leave_turn(direction);
-        match direction {
-            Direction::Back => self.back.take(),
-            Direction::Ahead => self.ahead.take(),
-        }
-    }
-
-    /// Marks this side as standing in its link's turn; false when it already does.
-    pub(super) fn enter_turn(&mut self, direction: Direction) -> bool {
-        !std::mem::replace(&mut self.queued[direction as usize], true)
-    }
-
-    pub(super) fn leave_turn(&mut self, direction: Direction) {
-        self.queued[direction as usize] = false;
     }
 }
 

@@ -96,6 +96,7 @@ pub struct Counters {
 
 impl Counters {
     /// Counts one drop.
+    #[cold]
     pub fn drop(&mut self, reason: DropReason) {
         self.drops[reason as usize] += 1;
     }

@@ -1,12 +1,13 @@
 //! A link as the worker holds it: its sessions, its slots, and what waits for them.
 
+use super::list::List;
+use super::queue::Queue;
 use super::replay::LinkWindow;
 use super::schedule::Schedule;
 use super::time::Nanos;
 use crate::crypto::LinkKeys;
 use crate::xsk::Frame;
 use relay_common::wire::{DestroyReason, LinkHeader};
-use std::collections::VecDeque;
 use std::net::SocketAddr;
 
 /// Cells that may be sealed under one key (protocol: hard stop at 2^28).
@@ -15,6 +16,12 @@ pub const SESSION_CELLS: u64 = 1 << 28;
 pub const SESSION_LIFE: Nanos = Nanos(180 * Nanos::SECOND.0);
 /// Control cells (handshakes of circuits, rekeys, closings) that may wait on one link.
 pub const CONTROL_CELLS: usize = 64;
+/// Least lateness at which a slot is left empty: below it, a timer's own error would decide.
+const MIN_TOLERANCE: Nanos = Nanos(200_000);
+/// Most lateness that is made up for, however slow the class.
+const MAX_TOLERANCE: Nanos = Nanos(2_000_000);
+/// Slots that a link makes up for after a stall, at most; bounds the burst that an observer sees.
+const MAX_CATCH_UP: u64 = 4;
 
 /// The keys and numbers of one session of a link, made by the control plane.
 #[derive(Debug)]
@@ -86,54 +93,55 @@ pub(super) enum ControlCell {
 #[derive(Debug)]
 pub(super) struct Link {
     pub(super) schedule: Schedule,
-    /// Receive index of the session that seals.
+    /// Place of the session that seals.
     pub(super) sender: Option<u32>,
+    /// First place in the chain of the link's sessions.
+    pub(super) sessions: Option<u32>,
     pub(super) last_received: Nanos,
+    /// How late a cell of this link may still go.
+    pub(super) tolerance: Nanos,
     /// Told the control plane that the peer is silent.
     pub(super) reported_silent: bool,
-    pub(super) control: VecDeque<ControlCell>,
+    pub(super) control: Queue,
     /// Sealed cells of missed slots, which later slots send.
-    pub(super) held: VecDeque<Frame>,
-    max_held: usize,
+    pub(super) held: Queue,
+    /// Sealed cells that may be held.
+    pub(super) max_held: usize,
     /// Circuit sides with cells to send, each at most once, in turn.
-    pub(super) ready: VecDeque<u32>,
+    pub(super) ready: List,
     /// Circuits that begin here and fill every slot left over, in turn.
-    pub(super) origins: VecDeque<u32>,
+    pub(super) origins: List,
+    /// Circuit sides that use the link.
+    pub(super) sides: List,
 }
 
 impl Link {
-    pub(super) fn new(schedule: Schedule, lead: Nanos, now: Nanos, max_circuits: usize) -> Self {
-        let max_held = sealed_ahead(&schedule, lead);
+    pub(super) fn new(schedule: Schedule, lead: Nanos, now: Nanos) -> Self {
         Self {
+            max_held: sealed_ahead(&schedule, lead),
+            tolerance: tolerance(schedule.period()),
             schedule,
             sender: None,
+            sessions: None,
             last_received: now,
             reported_silent: false,
-            control: VecDeque::with_capacity(CONTROL_CELLS),
-            held: VecDeque::with_capacity(max_held),
-            max_held,
-            ready: VecDeque::with_capacity(2 * max_circuits),
-            origins: VecDeque::with_capacity(max_circuits),
+            control: Queue::new(),
+            held: Queue::new(),
+            ready: List::new(),
+            origins: List::new(),
+            sides: List::new(),
         }
-    }
-
-    /// Frames of control cells that wait.
-    pub(super) fn waiting(&self) -> usize {
-        self.control.iter().filter(|cell| matches!(cell, ControlCell::Ready(_))).count()
-    }
-
-    /// Keeps a sealed cell for the next slot. Gives it back when there are too many.
-    pub(super) fn hold(&mut self, frame: Frame) -> Result<(), Frame> {
-        if self.held.len() >= self.max_held {
-            return Err(frame);
-        }
-        self.held.push_back(frame);
-        Ok(())
     }
 }
 
 /// Cells of one link that may be sealed and not yet sent: those of the slots within the lead, one cut off at each end
 /// of it, and one that a wheel tick brings early.
-pub(super) fn sealed_ahead(schedule: &Schedule, lead: Nanos) -> usize {
+fn sealed_ahead(schedule: &Schedule, lead: Nanos) -> usize {
     usize::try_from(lead.0 / schedule.period().0.max(1)).unwrap_or(usize::MAX).saturating_add(3)
+}
+
+/// How late a cell may still go. A property of the class alone, so that it tells nothing of payload.
+fn tolerance(period: Nanos) -> Nanos {
+    let made_up = Nanos(period.0 * MAX_CATCH_UP).min(MAX_TOLERANCE);
+    made_up.max(Nanos(period.0 / 2)).max(MIN_TOLERANCE)
 }

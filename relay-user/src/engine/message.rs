@@ -123,6 +123,37 @@ pub enum Command {
     },
 }
 
+/// Whose a command is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Home {
+    /// The engine that has this link.
+    Link(u32),
+    /// The engine that has this circuit.
+    Circuit(u32),
+    /// The engine that has the session with this receive index.
+    Session(u32),
+}
+
+impl Command {
+    /// Whose the command is, where there are several engines.
+    pub fn home(&self) -> Home {
+        match self {
+            Self::AddLink { link, .. } | Self::RemoveLink { link } | Self::SendCell { link, .. } => {
+                Home::Link(*link)
+            }
+            Self::InstallSession { session, .. } => Home::Link(session.link),
+            Self::RemoveSession { receive_index } => Home::Session(*receive_index),
+            Self::AddCarried { circuit, .. }
+            | Self::Extend { circuit, .. }
+            | Self::Answer { circuit, .. }
+            | Self::AddOrigin { circuit, .. }
+            | Self::SendExtend { circuit, .. }
+            | Self::AddHop { circuit, .. }
+            | Self::CloseCircuit { circuit, .. } => Home::Circuit(*circuit),
+        }
+    }
+}
+
 /// From the engine to the control plane. A frame's bytes from `BODY_OFFSET` on hold the opened body.
 #[derive(Debug)]
 pub enum Event {

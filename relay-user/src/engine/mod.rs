@@ -5,27 +5,33 @@ mod apply;
 mod circuit;
 mod counters;
 mod link;
+mod list;
 mod message;
+mod queue;
 mod receive;
 pub mod replay;
 pub mod schedule;
 mod send;
+mod sessions;
 pub mod time;
 pub mod wheel;
 
 pub use circuit::{Direction, QUEUE_CELLS, Side};
 pub use counters::{Counters, DropReason};
 pub use link::{CONTROL_CELLS, SESSION_CELLS, SESSION_LIFE, Session};
-pub use message::{Command, Event};
+pub use message::{Command, Event, Home};
 
 use crate::crypto::{HopKeys, Split, Suite};
 use crate::xsk::{Frame, FramePool};
 use circuit::{Circuit, Role};
-use link::Link;
+use link::{ControlCell, Link};
+use list::Places;
+use queue::Store;
 use relay_common::wire::{
     BODY_LEN, BODY_OFFSET, CELL_LEN, CIRCUIT_HEADER_LEN, CircuitHeader, Command as CellCommand, DATA_LEN,
     LINK_HEADER_LEN,
 };
+use sessions::Sessions;
 use std::collections::{HashMap, VecDeque};
 use time::Nanos;
 use wheel::Wheel;
@@ -101,20 +107,36 @@ impl Default for Limits {
 #[derive(Debug)]
 struct Due {
     deadline: Nanos,
+    /// When it is too late for the cell to go.
+    latest: Nanos,
     link: u32,
     frame: Frame,
 }
+
+/// Control cells that may wait in all: [`CONTROL_CELLS`] for each link up to this many, and a DESTROY for every circuit,
+/// as when a link that all of them use goes down.
+const CONTROL_STORE: usize = 1 << 14;
 
 /// The data plane of one worker.
 #[derive(Debug)]
 pub struct Engine {
     limits: Limits,
     links: Vec<Option<Link>>,
-    sessions: HashMap<u32, Box<Session>>,
+    sessions: Sessions,
     circuits: Vec<Option<Box<Circuit>>>,
-    names: HashMap<Side, (u32, Direction)>,
+    /// By the circuit's name on a link: the circuit side's number.
+    names: HashMap<Side, u32, foldhash::fast::RandomState>,
+    /// Circuit sides in their links' turns.
+    turns: Places,
+    /// Circuit sides by link.
+    sides: Places,
+    /// Cells in the queues of circuits, and cells that links hold.
+    cells: Store<Frame>,
+    control: Store<ControlCell>,
     wheel: Wheel,
     due: VecDeque<Due>,
+    /// Cells that all links together may have in `due`.
+    sealed_bound: usize,
     /// Cells in the queues of circuits and links.
     waiting: usize,
     events: VecDeque<Event>,
@@ -131,11 +153,16 @@ impl Engine {
         Self {
             limits,
             links: std::iter::repeat_with(|| None).take(links).collect(),
-            sessions: HashMap::with_capacity(4 * links),
+            sessions: Sessions::new(2 * links),
             circuits: std::iter::repeat_with(|| None).take(circuits).collect(),
-            names: HashMap::with_capacity(2 * circuits),
+            names: HashMap::with_capacity_and_hasher(2 * circuits, foldhash::fast::RandomState::default()),
+            turns: Places::new(2 * circuits),
+            sides: Places::new(2 * circuits),
+            cells: Store::new(limits.waiting + 4 * links),
+            control: Store::new((CONTROL_CELLS * links).min(CONTROL_STORE) + circuits),
             wheel: Wheel::new(links),
             due: VecDeque::with_capacity(4 * links),
+            sealed_bound: 0,
             waiting: 0,
             events: VecDeque::with_capacity(limits.events + circuits + 2 * links),
             counters: Counters::default(),
@@ -206,18 +233,21 @@ impl Engine {
         true
     }
 
-    /// The key under which a circuit side stands in its link's turn.
+    /// The number of a circuit side in the tables of turns and sides.
     const fn turn(number: u32, direction: Direction) -> u32 {
         2 * number + direction as u32
     }
 
+    /// The circuit side of such a number.
+    const fn side_of(turn: u32) -> (u32, Direction) {
+        (turn / 2, if turn.is_multiple_of(2) { Direction::Back } else { Direction::Ahead })
+    }
+
     fn enter_turn(&mut self, number: u32, direction: Direction) {
-        let Some(Some(circuit)) = self.circuits.get_mut(number as usize) else { return };
+        let Some(Some(circuit)) = self.circuits.get(number as usize) else { return };
         let Some(side) = circuit.side(direction) else { return };
-        if let Some(Some(link)) = self.links.get_mut(side.link as usize)
-            && circuit.enter_turn(direction)
-        {
-            link.ready.push_back(Self::turn(number, direction));
+        if let Some(Some(link)) = self.links.get_mut(side.link as usize) {
+            self.turns.push_back(&mut link.ready, Self::turn(number, direction));
         }
     }
 }
@@ -242,6 +272,7 @@ fn relay_header(circ_id: u32, hop_seq: u64) -> CircuitHeader {
     CircuitHeader { circ_id, command: CellCommand::Relay as u8, key_epoch: 0, hop_seq }
 }
 
+#[inline]
 fn put_header(frame: &mut Frame, header: CircuitHeader) {
     if let Some(cell) = frame.cell_mut() {
         cell[LINK_HEADER_LEN..LINK_HEADER_LEN + CIRCUIT_HEADER_LEN].copy_from_slice(&header.encode());

@@ -1,6 +1,6 @@
 //! What happens to a cell between the port and an out-link's queue.
 
-use super::circuit::{Direction, LayerError, Role, Side, data_of};
+use super::circuit::{Direction, LayerError, QUEUE_CELLS, Role, Side, data_of};
 use super::link::{ControlCell, Link};
 use super::time::Nanos;
 use super::{DropReason, Edge, Engine, Event, body_mut, put_header, relay_header};
@@ -20,6 +20,15 @@ impl Engine {
         }
     }
 
+    /// Begins to load what [`Self::receive`] will need of this cell's session. Called for a whole batch first, so that
+    /// the waits for memory overlap.
+    pub fn prefetch(&self, frame: &Frame) {
+        let header = frame.data().first_chunk::<LINK_HEADER_LEN>().and_then(LinkHeader::decode);
+        if let Some(place) = header.and_then(|header| self.sessions.find(header.receiver_index)) {
+            self.sessions.prefetch(place);
+        }
+    }
+
     /// Opens the link layer; the frame then holds the cell's plaintext.
     fn open(
         &mut self,
@@ -30,7 +39,8 @@ impl Engine {
         let cell = frame.cell_mut().ok_or(DropReason::BadHeader)?;
         let header = cell.first_chunk::<LINK_HEADER_LEN>().ok_or(DropReason::BadHeader)?;
         let header = LinkHeader::decode(header).ok_or(DropReason::BadHeader)?;
-        let session = self.sessions.get_mut(&header.receiver_index).ok_or(DropReason::UnknownSession)?;
+        let place = self.sessions.find(header.receiver_index).ok_or(DropReason::UnknownSession)?;
+        let session = self.sessions.get_mut(place).ok_or(DropReason::UnknownSession)?;
         if session.source != source {
             return Err(DropReason::WrongSource);
         }
@@ -47,23 +57,25 @@ impl Engine {
             .first_chunk::<CIRCUIT_HEADER_LEN>()
             .and_then(CircuitHeader::decode)
             .ok_or(DropReason::BadCircuitHeader)?;
-        self.note_arrival(number, header.receiver_index, born, now);
+        self.note_arrival(number, place, born, now);
         Ok((number, circuit_header))
     }
 
     /// The link lives; a cell under newer keys than those in use confirms them.
-    fn note_arrival(&mut self, number: u32, index: u32, born: Nanos, now: Nanos) {
+    #[inline]
+    fn note_arrival(&mut self, number: u32, place: u32, born: Nanos, now: Nanos) {
         let Some(Some(link)) = self.links.get_mut(number as usize) else { return };
         link.last_received = now;
         link.reported_silent = false;
-        if link.sender == Some(index) {
+        if link.sender == Some(place) {
             return;
         }
         let newer =
-            link.sender.and_then(|sender| self.sessions.get(&sender)).is_none_or(|old| old.born < born);
+            link.sender.and_then(|sender| self.sessions.get(sender)).is_none_or(|old| old.born < born);
         if newer {
-            self.send_with(number, index, now);
-            self.raise(Event::SessionConfirmed { link: number, receive_index: index });
+            self.send_with(number, place, now);
+            let receive_index = self.sessions.get(place).map_or(0, |session| session.receive_index);
+            self.raise(Event::SessionConfirmed { link: number, receive_index });
         }
     }
 
@@ -92,7 +104,7 @@ impl Engine {
             }
             return;
         }
-        match (command, self.names.get(&side).copied()) {
+        match (command, self.names.get(&side).map(|&turn| Self::side_of(turn))) {
             (Some(Command::Relay), Some((circuit, from))) => {
                 self.relay(circuit, from, header, frame, edge, now);
             }
@@ -180,11 +192,15 @@ impl Engine {
         match result {
             Ok(Step::Queue(direction, side, seq)) => {
                 put_header(&mut frame, relay_header(side.circ_id, seq));
-                if self.waiting >= self.limits.waiting || circuit.push(direction, frame).is_err() {
-                    self.counters.drop(DropReason::QueueFull);
-                } else {
+                let queue = &mut circuit.queues[direction as usize];
+                let room = self.waiting < self.limits.waiting && queue.len() < QUEUE_CELLS;
+                if room && self.cells.push(queue, frame).is_ok() {
                     self.waiting += 1;
-                    self.enter_turn(number, direction);
+                    if let Some(Some(link)) = self.links.get_mut(side.link as usize) {
+                        self.turns.push_back(&mut link.ready, Self::turn(number, direction));
+                    }
+                } else {
+                    self.counters.drop(DropReason::QueueFull);
                 }
             }
             Ok(Step::Deliver(fields)) => self.deliver(number, header.hop_seq, fields, frame, edge, now),

@@ -1,6 +1,6 @@
 //! The anti-replay window of RFC 6479: a ring of bitmap words that moves a word at a time.
 
-/// Remembers which of the last `64 * (WORDS - 1)` numbers were seen. `WORDS` is a power of two.
+/// Remembers which of the last `64 * (WORDS - 1)` numbers were seen.
 #[derive(Clone, Debug)]
 pub struct ReplayWindow<const WORDS: usize> {
     words: [u64; WORDS],
@@ -8,19 +8,14 @@ pub struct ReplayWindow<const WORDS: usize> {
     highest: u64,
 }
 
-/// The window of a link session: 8192 cells (129 words, rounded up to a power of two).
-pub type LinkWindow = ReplayWindow<256>;
-/// The window of one direction of a circuit: 1024 cells (17 words, rounded up to a power of two).
-pub type CircuitWindow = ReplayWindow<32>;
+/// The window of a link session: 8192 cells.
+pub type LinkWindow = ReplayWindow<129>;
+/// The window of one direction of a circuit: 1024 cells.
+pub type CircuitWindow = ReplayWindow<17>;
 
 impl<const WORDS: usize> ReplayWindow<WORDS> {
     /// Numbers that may arrive late and still be told apart from repeats.
-    pub const REACH: u64 = 64 * (WORDS as u64 / 2);
-
-    const MASK: u64 = {
-        assert!(WORDS.is_power_of_two());
-        WORDS as u64 - 1
-    };
+    pub const REACH: u64 = 64 * (WORDS as u64 - 1);
 
     /// A window that takes no number below `floor`.
     pub const fn starting_at(floor: u64) -> Self {
@@ -29,6 +24,7 @@ impl<const WORDS: usize> ReplayWindow<WORDS> {
 
     /// Whether `number` is new: neither seen before nor too old to tell. Changes nothing, so that an
     /// unauthenticated number leaves no trace.
+    #[inline]
     pub fn is_new(&self, number: u64) -> bool {
         if number < self.floor {
             return false;
@@ -40,10 +36,18 @@ impl<const WORDS: usize> ReplayWindow<WORDS> {
     }
 
     /// Marks `number` as seen, once it is authenticated. False, and no change, where it is not new.
+    #[inline]
     pub fn accept(&mut self, number: u64) -> bool {
-        if !self.is_new(number) {
-            return false;
+        let new = self.is_new(number);
+        if new {
+            self.mark(number);
         }
+        new
+    }
+
+    /// Marks `number` as seen, which [`Self::is_new`] has just found to be new.
+    #[inline]
+    pub fn mark(&mut self, number: u64) {
         if number > self.highest {
             let (from, to) = (self.highest / 64, number / 64);
             for word in from + 1..=to.min(from + WORDS as u64) {
@@ -52,12 +56,11 @@ impl<const WORDS: usize> ReplayWindow<WORDS> {
             self.highest = number;
         }
         self.words[Self::word(number)] |= Self::bit(number);
-        true
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "masked to the ring's size")]
+    #[expect(clippy::cast_possible_truncation, reason = "below the ring's size")]
     const fn index(word: u64) -> usize {
-        (word & Self::MASK) as usize
+        (word % WORDS as u64) as usize
     }
 
     const fn word(number: u64) -> usize {

@@ -1,8 +1,9 @@
 //! Slots: what is sealed for them ahead of time, and what leaves at them.
 
 use super::circuit::{Direction, Role};
-use super::link::{ControlCell, Link};
+use super::link::ControlCell;
 use super::time::Nanos;
+use super::wheel;
 use super::{DropReason, Due, Edge, Engine, Event, body_mut, put_header, relay_header, take_cell};
 use crate::xsk::{Frame, FramePool};
 use relay_common::wire::{
@@ -10,12 +11,6 @@ use relay_common::wire::{
 };
 use std::collections::VecDeque;
 
-/// Least lateness at which a slot is left empty: below it, a timer's own error would decide.
-const MIN_TOLERANCE: Nanos = Nanos(200_000);
-/// Most lateness that is made up for, however slow the class.
-const MAX_TOLERANCE: Nanos = Nanos(2_000_000);
-/// Slots that a link makes up for after a stall, at most; bounds the burst that an observer sees.
-const MAX_CATCH_UP: u64 = 4;
 /// Cells that leave in one turn, at most.
 const EMIT_BATCH: usize = 32;
 
@@ -39,13 +34,8 @@ impl Engine {
         while sent < EMIT_BATCH
             && let Some(due) = self.due.pop_front_if(|due| due.deadline <= now)
         {
-            let Some(Some(link)) = self.links.get_mut(due.link as usize) else { continue };
-            if now.since(due.deadline) > tolerance(link) {
-                self.counters.missed_slots += 1;
-                // Sealed already: its counter is spent on this cell, so this cell goes at a later slot.
-                if link.hold(due.frame).is_err() {
-                    self.counters.drop(DropReason::QueueFull);
-                }
+            if now > due.latest {
+                self.miss(due);
                 continue;
             }
             match out(due.link, due.frame) {
@@ -57,44 +47,74 @@ impl Engine {
         sent
     }
 
+    /// Counts a missed slot. Its cell is sealed already, so that its counter is spent on it: it goes at a later slot.
+    #[cold]
+    fn miss(&mut self, due: Due) {
+        self.counters.missed_slots += 1;
+        let Some(Some(link)) = self.links.get_mut(due.link as usize) else { return };
+        let room = link.held.len() < link.max_held;
+        if !room || self.cells.push(&mut link.held, due.frame).is_err() {
+            self.counters.drop(DropReason::QueueFull);
+        }
+    }
+
     /// Chooses and seals the cells of the slots that come due within the lead. Returns how many.
     pub fn stage(&mut self, now: Nanos, pool: &mut FramePool, edge: &mut impl Edge) -> usize {
         let mut staged = 0;
         while staged < EMIT_BATCH
             && let Some(number) = self.wheel.pop(now)
         {
-            self.stage_slot(number, now, pool, edge);
-            staged += 1;
+            staged += self.stage_link(number, EMIT_BATCH - staged, now, pool, edge);
         }
         staged
     }
 
-    /// Seals a cell for a link's coming slot and files the slot after it. Slots that nobody can meet any more are
-    /// counted and left empty.
-    fn stage_slot(&mut self, number: u32, now: Nanos, pool: &mut FramePool, edge: &mut impl Edge) {
-        let lead = self.limits.lead;
-        let Some(Some(link)) = self.links.get_mut(number as usize) else { return };
-        let Some(index) = link.sender else { return };
+    /// Seals cells for a link's slots within the lead, at most `most` of them, and files the slot after them. Slots that
+    /// nobody can meet any more are counted and left empty. Returns how many slots it went through.
+    fn stage_link(
+        &mut self,
+        number: u32,
+        most: usize,
+        now: Nanos,
+        pool: &mut FramePool,
+        edge: &mut impl Edge,
+    ) -> usize {
+        // With the tick, so that what has come up is not filed under the same tick again.
+        let horizon = now + self.limits.lead + wheel::TICK;
+        let Some(Some(link)) = self.links.get_mut(number as usize) else { return 1 };
+        let sender = link.sender;
         if now.since(link.last_received) > self.limits.silence && !link.reported_silent {
             link.reported_silent = raise_silent(&mut self.events, number);
         }
-        let earliest = Nanos(now.0.saturating_sub(tolerance(link).0));
+        let earliest = Nanos(now.0.saturating_sub(link.tolerance.0));
         self.counters.missed_slots += link.schedule.skip_to(earliest);
-        let deadline = link.schedule.deadline();
-        if deadline.since(now) > lead + Nanos::MILLISECOND {
-            // It came up early: it lay beyond the wheel's reach, or slots before it were skipped.
-            self.file(number, deadline, now);
-            return;
+        let mut staged = 0;
+        while let Some(Some(link)) = self.links.get_mut(number as usize) {
+            let deadline = link.schedule.deadline();
+            // A slot beyond the wheel's reach comes up early, and so does one behind slots that were skipped.
+            if deadline > horizon || staged == most {
+                self.wheel.insert(number, Nanos(deadline.0.saturating_sub(self.limits.lead.0)), now);
+                break;
+            }
+            let latest = deadline + link.tolerance;
+            link.schedule.advance();
+            staged += 1;
+            if let Some(frame) = self.sealed_cell(number, sender, now, pool, edge) {
+                self.put_due(Due { deadline, latest, link: number, frame });
+            }
         }
-        link.schedule.advance();
-        let next = link.schedule.deadline();
-        self.file(number, next, now);
-        if let Some(frame) = self.sealed_cell(number, index, now, pool, edge) {
-            // Slots of one link may come close together but never out of order; across links the order is the
-            // wheel's, exact to a tick.
-            let at = self.due.partition_point(|due| due.deadline <= deadline);
-            self.due.insert(at, Due { deadline, link: number, frame });
+        staged.max(1)
+    }
+
+    /// Slots of one link may come close together but never out of order; across links the order is the wheel's, exact
+    /// to a tick.
+    #[inline]
+    fn put_due(&mut self, due: Due) {
+        if self.due.back().is_none_or(|last| last.deadline <= due.deadline) {
+            return self.due.push_back(due);
         }
+        let behind = self.due.iter().rev().take_while(|other| other.deadline > due.deadline).count();
+        self.due.insert(self.due.len() - behind, due);
     }
 
     pub(super) fn file(&mut self, number: u32, deadline: Nanos, now: Nanos) {
@@ -104,25 +124,26 @@ impl Engine {
     fn sealed_cell(
         &mut self,
         number: u32,
-        index: u32,
+        sender: Option<u32>,
         now: Nanos,
         pool: &mut FramePool,
         edge: &mut impl Edge,
     ) -> Option<Frame> {
         let link = self.links.get_mut(number as usize)?.as_mut()?;
-        if let Some(held) = link.held.pop_front() {
+        if let Some(held) = self.cells.pop(&mut link.held) {
             return Some(held);
         }
-        if self.sessions.get(&index).is_none_or(|session| session.is_expired(now)) {
+        // A slot without a session's keys stays empty, and is counted.
+        let usable = |place: &u32| self.sessions.get(*place).is_some_and(|session| !session.is_expired(now));
+        let Some(sender) = sender.filter(usable) else {
             self.counters.drop(DropReason::Expired);
             return None;
-        }
+        };
         let mut frame = match self.next_cell(number, now, pool, edge) {
             Some(frame) => frame,
             None => take_cell(pool, &mut self.counters)?,
         };
-        let session = self.sessions.get_mut(&index)?;
-        session.seal(frame.cell_mut()?);
+        self.sessions.get_mut(sender)?.seal(frame.cell_mut()?);
         Some(frame)
     }
 
@@ -135,71 +156,66 @@ impl Engine {
         edge: &mut impl Edge,
     ) -> Option<Frame> {
         let link = self.links.get_mut(number as usize)?.as_mut()?;
-        match link.control.pop_front() {
-            Some(ControlCell::Ready(frame)) => {
+        if !link.control.is_empty() {
+            return self.control_cell(number, pool);
+        }
+        // Whoever has nothing leaves the turn, so this ends.
+        while let Some(turn) = link.ready.first() {
+            let (circuit, direction) = Self::side_of(turn);
+            let Some(Some(entry)) = self.circuits.get_mut(circuit as usize) else {
+                self.turns.remove(&mut link.ready, turn);
+                continue;
+            };
+            let queue = &mut entry.queues[direction as usize];
+            if let Some(frame) = self.cells.pop(queue) {
                 self.waiting -= 1;
+                self.turns.end_turn(&mut link.ready, !queue.is_empty());
                 return Some(frame);
             }
-            Some(ControlCell::Destroy { circ_id, reason }) => {
-                let mut frame = take_cell(pool, &mut self.counters)?;
-                body_mut(&mut frame)?[0] = reason as u8;
-                let command = Command::Destroy as u8;
-                put_header(&mut frame, CircuitHeader { circ_id, command, key_epoch: 0, hop_seq: 0 });
-                return Some(frame);
+            self.turns.remove(&mut link.ready, turn);
+            let Role::Carried(carried) = &mut entry.role else { continue };
+            let Some(back) = entry.back.filter(|_| direction == Direction::Back) else { continue };
+            if !carried.wants_slot(edge.has_data(circuit)) {
+                continue;
             }
-            None => {}
+            let mut frame = take_cell(pool, &mut self.counters)?;
+            carried.pay();
+            let body = body_mut(&mut frame)?;
+            let offset = fill_data(body, carried.received, circuit, now, edge);
+            let seq = carried.own_backward(HopCommand::Data, offset, body);
+            put_header(&mut frame, relay_header(back.circ_id, seq));
+            if carried.wants_slot(edge.has_data(circuit)) {
+                self.turns.push_back(&mut link.ready, turn);
+            }
+            return Some(frame);
         }
-        for _ in 0..link.ready.len() {
-            let Some(key) = self.links.get_mut(number as usize)?.as_mut()?.ready.pop_front() else { break };
-            if let Some(frame) = self.circuit_cell(key, now, pool, edge) {
-                return Some(frame);
-            }
-        }
-        let link = self.links.get_mut(number as usize)?.as_mut()?;
         for _ in 0..link.origins.len() {
             let link = self.links.get_mut(number as usize)?.as_mut()?;
-            let circuit = link.origins.pop_front()?;
-            link.origins.push_back(circuit);
-            if let Some(frame) = self.origin_cell(circuit, now, pool, edge) {
+            let turn = self.turns.pop_front(&mut link.origins)?;
+            self.turns.push_back(&mut link.origins, turn);
+            if let Some(frame) = self.origin_cell(Self::side_of(turn).0, now, pool, edge) {
                 return Some(frame);
             }
         }
         None
     }
 
-    /// One cell of the circuit side whose turn it is; it keeps its turn while it has more.
-    fn circuit_cell(
-        &mut self,
-        key: u32,
-        now: Nanos,
-        pool: &mut FramePool,
-        edge: &mut impl Edge,
-    ) -> Option<Frame> {
-        let (number, direction) =
-            (key / 2, if key.is_multiple_of(2) { Direction::Back } else { Direction::Ahead });
-        let circuit = self.circuits.get_mut(number as usize)?.as_mut()?;
-        circuit.leave_turn(direction);
-        let side = circuit.side(direction)?;
-        let (frame, more) = if let Some(frame) = circuit.pop(direction) {
-            self.waiting -= 1;
-            (frame, circuit.has_cells(direction))
-        } else {
-            let Role::Carried(carried) = &mut circuit.role else { return None };
-            if direction == Direction::Ahead || !carried.wants_slot(edge.has_data(number)) {
-                return None;
+    /// The oldest control cell of a link.
+    fn control_cell(&mut self, number: u32, pool: &mut FramePool) -> Option<Frame> {
+        let link = self.links.get_mut(number as usize)?.as_mut()?;
+        match self.control.pop(&mut link.control)? {
+            ControlCell::Ready(frame) => {
+                self.waiting -= 1;
+                Some(frame)
             }
-            let mut frame = take_cell(pool, &mut self.counters)?;
-            carried.pay();
-            let body = body_mut(&mut frame)?;
-            let offset = fill_data(body, carried.received, number, now, edge);
-            let seq = carried.own_backward(HopCommand::Data, offset, body);
-            put_header(&mut frame, relay_header(side.circ_id, seq));
-            (frame, carried.wants_slot(edge.has_data(number)))
-        };
-        if more {
-            self.enter_turn(number, direction);
+            ControlCell::Destroy { circ_id, reason } => {
+                let mut frame = take_cell(pool, &mut self.counters)?;
+                body_mut(&mut frame)?[0] = reason as u8;
+                let command = Command::Destroy as u8;
+                put_header(&mut frame, CircuitHeader { circ_id, command, key_epoch: 0, hop_seq: 0 });
+                Some(frame)
+            }
         }
-        Some(frame)
     }
 
     fn origin_cell(
@@ -237,13 +253,6 @@ fn fill_data(
     };
     body[DATA_LEN..DATA_LEN + RX_COUNT_LEN].copy_from_slice(&received.to_be_bytes());
     offset
-}
-
-/// How late a cell of this link may still go. A property of the class alone, so that it tells nothing of payload.
-fn tolerance(link: &Link) -> Nanos {
-    let period = link.schedule.period().0;
-    let made_up = Nanos(period * MAX_CATCH_UP).min(MAX_TOLERANCE);
-    made_up.max(Nanos(period / 2)).max(MIN_TOLERANCE)
 }
 
 /// Tells the control plane that a link is silent; the queue has room for one such event per link.

@@ -1,108 +1,161 @@
-//! A timing wheel for slots: ticks of 4.096 µs, bitmaps searched by find-first-set, intrusive lists of link numbers.
-//! After construction it allocates nothing; filing, taking the earliest and taking out any other take constant time.
+//! A timing wheel for slots: ticks of 4.096 µs, bitmaps searched by find-first-set, links in chunks of a cache line.
+//! After construction it allocates nothing; filing and taking the earliest take constant time.
 
 use super::time::Nanos;
 
 const TICK_SHIFT: u32 = 12;
+/// Width of a tick, by which a deadline may come up early.
+pub const TICK: Nanos = Nanos(1 << TICK_SHIFT);
 const SLOTS: usize = 1 << 16;
 const WORDS: usize = SLOTS / 64;
 const SUMMARY: usize = WORDS / 64;
 const NIL: u32 = u32::MAX;
+/// Links in a chunk: with its length and the number of the next one, a chunk fills a cache line.
+const CHUNK_LINKS: usize = 14;
 
 /// Deadlines of up to `capacity` links, each link at most once. Reaches 268 ms ahead; a later deadline comes up early
 /// and its owner inserts it again.
+///
+/// A slot holds its links in chunks of one cache line, so that taking them out one by one reads memory in order: with a
+/// million links, a list through the links' own entries would miss the cache at every step.
 #[derive(Debug)]
 pub struct Wheel {
+    /// First chunk of each slot, the only one that may be partly filled.
     heads: Vec<u32>,
-    entries: Vec<Entry>,
+    chunks: Vec<Chunk>,
+    free: u32,
+    /// The slot that each link is filed in, [`NIL`] where it is not filed.
+    slots: Vec<u32>,
     filed: usize,
     words: Vec<u64>,
     summary: [u64; SUMMARY],
     cursor: u64,
+    /// The earliest filed tick, or an earlier one: where it lies ahead, nobody need search.
+    earliest: u64,
 }
 
-/// A link's place in the list of its slot. `slot` is [`NIL`] where the link is not filed.
+#[repr(align(64))]
 #[derive(Clone, Copy, Debug)]
-struct Entry {
-    slot: u32,
-    before: u32,
-    behind: u32,
+struct Chunk {
+    next: u32,
+    len: u32,
+    links: [u32; CHUNK_LINKS],
 }
 
-const UNFILED: Entry = Entry { slot: NIL, before: NIL, behind: NIL };
+const _: () = assert!(size_of::<Chunk>() == 64);
 
 impl Wheel {
     /// An empty wheel for links `0..capacity`.
     pub fn new(capacity: usize) -> Self {
+        // Every slot may hold one chunk that is not full, and no chunk is empty.
+        let chunks = capacity.min(SLOTS + capacity / CHUNK_LINKS);
+        let next = |number: usize| if number + 1 == chunks { NIL } else { index(number + 1) };
         Self {
             heads: vec![NIL; SLOTS],
-            entries: vec![UNFILED; capacity],
+            chunks: (0..chunks)
+                .map(|number| Chunk { next: next(number), len: 0, links: [NIL; CHUNK_LINKS] })
+                .collect(),
+            free: if chunks == 0 { NIL } else { 0 },
+            slots: vec![NIL; capacity],
             filed: 0,
             words: vec![0; WORDS],
             summary: [0; SUMMARY],
             cursor: 0,
+            earliest: 0,
         }
     }
 
     /// Files `link` under `deadline`, at `now`. A deadline already passed comes up at once. A link that is filed moves.
     pub fn insert(&mut self, link: u32, deadline: Nanos, now: Nanos) {
-        self.remove(link);
+        if self.contains(link) {
+            self.remove(link);
+        }
         if self.filed == 0 {
             // Nobody popped while nothing was filed: the reach must count from now.
             self.cursor = self.cursor.max(now.0 >> TICK_SHIFT);
         }
         let tick = (deadline.0 >> TICK_SHIFT).clamp(self.cursor, self.cursor + SLOTS as u64 - 1);
+        self.earliest = self.earliest.min(tick);
         let slot = Self::slot(tick);
-        let behind = std::mem::replace(&mut self.heads[slot], link);
-        if behind != NIL {
-            self.entries[behind as usize].before = link;
+        let mut head = self.heads[slot];
+        if head == NIL || self.chunks[head as usize].len as usize == CHUNK_LINKS {
+            let fresh = self.free;
+            let chunk = &mut self.chunks[fresh as usize];
+            self.free = std::mem::replace(&mut chunk.next, head);
+            self.heads[slot] = fresh;
+            if head == NIL {
+                self.words[slot / 64] |= 1 << (slot % 64);
+                self.summary[slot / 4096] |= 1 << (slot / 64 % 64);
+            }
+            head = fresh;
         }
-        self.entries[link as usize] = Entry { slot: slot_number(slot), before: NIL, behind };
-        self.words[slot / 64] |= 1 << (slot % 64);
-        self.summary[slot / 4096] |= 1 << (slot / 64 % 64);
+        let chunk = &mut self.chunks[head as usize];
+        chunk.links[chunk.len as usize] = link;
+        chunk.len += 1;
+        self.slots[link as usize] = index(slot);
         self.filed += 1;
     }
 
     /// Whether `link` is filed.
     pub fn contains(&self, link: u32) -> bool {
-        self.entries[link as usize].slot != NIL
+        self.slots[link as usize] != NIL
     }
 
-    /// Takes `link` out, if it is filed.
+    /// Takes `link` out, if it is filed. Takes as long as its slot has links, which are those due within 4 µs.
     pub fn remove(&mut self, link: u32) {
-        let Entry { slot, before, behind } = std::mem::replace(&mut self.entries[link as usize], UNFILED);
-        if slot == NIL {
-            return;
-        }
-        let slot = slot as usize;
-        self.filed -= 1;
-        if behind != NIL {
-            self.entries[behind as usize].before = before;
-        }
-        if before != NIL {
-            self.entries[before as usize].behind = behind;
-            return;
-        }
-        self.heads[slot] = behind;
-        if behind == NIL {
-            self.words[slot / 64] &= !(1 << (slot % 64));
-            if self.words[slot / 64] == 0 {
-                self.summary[slot / 4096] &= !(1 << (slot / 64 % 64));
+        let slot = self.slots[link as usize] as usize;
+        let Some(&head) = self.heads.get(slot) else { return };
+        let mut number = head;
+        while let Some(chunk) = self.chunks.get(number as usize) {
+            if let Some(at) = chunk.links[..chunk.len as usize].iter().position(|&other| other == link) {
+                let last = self.pop_from(slot);
+                if last != link {
+                    self.chunks[number as usize].links[at] = last;
+                    self.slots[last as usize] = index(slot);
+                }
+                self.slots[link as usize] = NIL;
+                return;
             }
+            number = chunk.next;
         }
     }
 
     /// Takes out one link whose tick has begun by `now`.
     pub fn pop(&mut self, now: Nanos) -> Option<u32> {
         let now_tick = now.0 >> TICK_SHIFT;
-        let Some(tick) = self.first_tick().filter(|&tick| tick <= now_tick) else {
-            self.cursor = self.cursor.max(now_tick);
-            return None;
-        };
-        self.cursor = tick;
-        let link = self.heads[Self::slot(tick)];
-        self.remove(link);
-        Some(link)
+        if self.earliest <= now_tick
+            && let Some(tick) = self.first_tick()
+        {
+            self.earliest = tick;
+            if tick <= now_tick {
+                self.cursor = tick;
+                return Some(self.pop_from(Self::slot(tick)));
+            }
+        }
+        self.cursor = self.cursor.max(now_tick);
+        None
+    }
+
+    /// Takes the last link out of the first chunk of a slot that has one.
+    fn pop_from(&mut self, slot: usize) -> u32 {
+        let head = self.heads[slot];
+        let chunk = &mut self.chunks[head as usize];
+        chunk.len -= 1;
+        let link = chunk.links[chunk.len as usize];
+        if chunk.len == 0 {
+            let next = std::mem::replace(&mut chunk.next, self.free);
+            self.free = head;
+            self.heads[slot] = next;
+            if next == NIL {
+                self.words[slot / 64] &= !(1 << (slot % 64));
+                if self.words[slot / 64] == 0 {
+                    self.summary[slot / 4096] &= !(1 << (slot / 64 % 64));
+                }
+            }
+        }
+        self.slots[link as usize] = NIL;
+        self.filed -= 1;
+        link
     }
 
     /// The start of the earliest filed tick.
@@ -140,9 +193,10 @@ impl Wheel {
     }
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "below 2^16")]
-const fn slot_number(slot: usize) -> u32 {
-    slot as u32
+/// A slot's or chunk's number as the tables hold it.
+#[expect(clippy::cast_possible_truncation, reason = "fewer than links and slots together, which u32 numbers")]
+const fn index(number: usize) -> u32 {
+    number as u32
 }
 
 #[cfg(test)]

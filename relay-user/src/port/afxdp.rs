@@ -4,7 +4,7 @@
 use std::io;
 use std::time::Duration;
 
-use relay_common::classify::locate;
+use relay_common::classify::{Ports, locate};
 use relay_common::cursor::SliceCursor;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -30,7 +30,7 @@ pub struct AfXdpPort {
     socket: XskSocket,
     queue: u32,
     xdp: Option<XdpMode>,
-    udp_port: u16,
+    ports: Ports,
     /// Frames that shall be with the kernel to be received into.
     fill_level: u32,
     templates: PeerTable<Slot>,
@@ -41,7 +41,7 @@ pub struct AfXdpPort {
 struct Slot(Option<Box<HeaderTemplate>>);
 
 impl AfXdpPort {
-    /// Opens a port for datagrams to UDP port `udp_port` over frames of `arena`. Nothing arrives before
+    /// Opens a port for datagrams to UDP ports `ports` over frames of `arena`. Nothing arrives before
     /// [`Self::steer`]. With `share`, the two ports share one UMEM.
     ///
     /// # Errors
@@ -49,7 +49,7 @@ impl AfXdpPort {
     pub fn open(
         arena: &'static Arena,
         config: &SocketConfig,
-        udp_port: u16,
+        ports: impl Into<Ports>,
         share: Option<&Self>,
     ) -> Result<Self, SocketError> {
         let socket = XskSocket::open(arena, config, share.map(|port| &port.socket))?;
@@ -57,7 +57,7 @@ impl AfXdpPort {
             socket,
             queue: config.queue,
             xdp: None,
-            udp_port,
+            ports: ports.into(),
             // No port may starve the others: at most half of what there is goes into one fill ring.
             fill_level: config.ring.min(arena.frames() / 2).max(1),
             templates: PeerTable::new(),
@@ -124,7 +124,7 @@ impl Port for AfXdpPort {
                 break;
             }
             let Some(mut frame) = self.socket.pop_received() else { break };
-            let found = locate(&mut SliceCursor::new(frame.data()), self.udp_port).ok();
+            let found = locate(&mut SliceCursor::new(frame.data()), self.ports).ok();
             let Some(found) = found.filter(|found| found.payload_offset + found.payload_len <= frame.len())
             else {
                 self.counters.invalid += 1;
@@ -132,7 +132,7 @@ impl Port for AfXdpPort {
                 continue;
             };
             frame.reset(frame.offset() + found.payload_offset, found.payload_len);
-            out.push(Received { frame, source: socket_address(found.source, found.source_port) });
+            out.push(Received { frame, source: socket_address(found.source.octets(), found.source_port) });
             count += 1;
         }
         self.socket.release_received();

@@ -201,8 +201,8 @@ mod tests {
                 frame.data_mut().fill(0xa5);
                 let template = HeaderTemplate::new(&peer(local, remote, vlan)).unwrap();
                 assert!(template.prepend(&mut frame));
-                let found = locate(&mut SliceCursor::new(frame.data()), 7443).unwrap();
-                assert_eq!(socket_address(found.source, found.source_port), local.parse().unwrap());
+                let found = locate(&mut SliceCursor::new(frame.data()), 7443.into()).unwrap();
+                assert_eq!(socket_address(found.source.octets(), found.source_port), local.parse().unwrap());
                 assert_eq!(usize::from(found.payload_offset), template.bytes().len());
                 assert_eq!(usize::from(found.payload_len), CELL_LEN);
                 template.strip(&mut frame);

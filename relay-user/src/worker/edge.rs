@@ -68,17 +68,19 @@ impl NodeEdge {
         Self::Exit(Box::new(ExitSide { tun, rng, circuits, refused: 0 }))
     }
 
-    /// Moves up to `max` packets from the TUN towards cells.
+    /// Ends a turn: writes out what cells brought, and moves up to `max` packets from the TUN towards cells.
     pub(super) fn pump(&mut self, engine: &mut Engine, now: Nanos, max: usize) {
         match self {
             Self::None => {}
             Self::Client(side) => {
+                side.tun.flush();
                 // With no circuit the packets still leave the TUN, so that none of them is stale later.
                 side.tun.pump(&mut side.packer, now.0, max);
             }
             Self::Exit(side) => {
-                for _ in 0..max {
-                    let Some((circuit, kind, packet)) = side.tun.read() else { break };
+                side.tun.flush();
+                let mut budget = max;
+                while let Some((circuit, kind, packet)) = side.tun.read(&mut budget) {
                     let buffers = side.circuits.get_mut(circuit as usize).and_then(Option::as_mut);
                     let pushed = buffers.map(|buffers| buffers.packer.push(kind, packet, now.0).is_ok());
                     match pushed {
@@ -97,6 +99,7 @@ impl NodeEdge {
             Self::Client(side) => {
                 let ClientSide { tun, reassembler, .. } = &mut **side;
                 reassembler.flush(now.0, &mut |kind, packet| tun.deliver(kind, packet));
+                tun.flush();
             }
             Self::Exit(side) => {
                 let ExitSide { tun, circuits, .. } = &mut **side;
@@ -106,6 +109,7 @@ impl NodeEdge {
                         buffers.reassembler.flush(now.0, sink);
                     }
                 }
+                tun.flush();
             }
         }
     }

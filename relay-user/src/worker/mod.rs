@@ -1,9 +1,13 @@
 //! The one place that joins engine, port, edge and clock: a pinned thread with a short loop.
 
+mod crossing;
 mod edge;
+mod pool;
 mod snapshot;
 
+pub use crossing::{CrossingCounters, Owners};
 pub use edge::NodeEdge;
+pub use pool::{Seat, Workers};
 pub use snapshot::{Snapshot, Totals};
 
 use crate::engine::time::Nanos;
@@ -12,6 +16,7 @@ use crate::port::{Peer, Port, Received};
 use crate::xsk::FramePool;
 use crossbeam::channel::{Receiver, Sender, TryRecvError, bounded};
 use crossbeam::queue::ArrayQueue;
+use crossing::{Crossing, Owner};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -63,6 +68,20 @@ pub enum ToWorker {
     Stop,
 }
 
+/// What a worker tells the control plane.
+#[derive(Debug)]
+pub enum Report {
+    /// Of its engine.
+    Engine(Event),
+    /// A cell came that no worker has the session of.
+    Unowned {
+        /// The receive index in the cell.
+        receive_index: u32,
+        /// The worker whose queue it came by.
+        worker: u16,
+    },
+}
+
 /// The command queue was full or the worker is gone.
 #[derive(Debug, thiserror::Error)]
 #[error("the worker does not take commands: {0}")]
@@ -98,8 +117,23 @@ pub struct Worker {
 
 #[derive(Debug)]
 struct Events {
-    queue: ArrayQueue<Event>,
+    queue: ArrayQueue<Report>,
     arrived: tokio::sync::Notify,
+}
+
+impl Events {
+    fn new() -> Self {
+        Self { queue: ArrayQueue::new(EVENTS), arrived: tokio::sync::Notify::new() }
+    }
+
+    async fn next(&self) -> Report {
+        loop {
+            if let Some(report) = self.queue.pop() {
+                return report;
+            }
+            self.arrived.notified().await;
+        }
+    }
 }
 
 impl Worker {
@@ -116,8 +150,24 @@ impl Worker {
         poll: Poll,
         cpu: Option<usize>,
     ) -> std::io::Result<Self> {
+        let events = Arc::new(Events::new());
+        Self::launch(0, engine, port, edge, pool, clock, poll, cpu, None, events)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "what `start` takes, and what joins it to other workers")]
+    fn launch<P: Port + Send + 'static>(
+        number: u16,
+        engine: Engine,
+        port: P,
+        edge: NodeEdge,
+        pool: FramePool,
+        clock: Clock,
+        poll: Poll,
+        cpu: Option<usize>,
+        crossing: Option<Crossing>,
+        events: Arc<Events>,
+    ) -> std::io::Result<Self> {
         let (commands, inbox) = bounded(COMMANDS);
-        let events = Arc::new(Events { queue: ArrayQueue::new(EVENTS), arrived: tokio::sync::Notify::new() });
         let snapshot = Arc::new(Snapshot::default());
         let mut turning = Turning {
             engine,
@@ -131,9 +181,12 @@ impl Worker {
             snapshot: Arc::clone(&snapshot),
             received: Vec::with_capacity(TURN),
             housekeeping: Nanos(0),
+            number,
+            crossing,
+            asked_for: 0,
         };
         let (pinned, pin_result) = bounded(1);
-        let thread = std::thread::Builder::new().name("worker".into()).spawn(move || {
+        let thread = std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
             let result = pin(cpu, poll);
             let failed = result.is_err();
             let _ = pinned.send(result);
@@ -156,13 +209,8 @@ impl Worker {
     }
 
     /// The next event, when there is one.
-    pub async fn event(&self) -> Event {
-        loop {
-            if let Some(event) = self.events.queue.pop() {
-                return event;
-            }
-            self.events.arrived.notified().await;
-        }
+    pub async fn event(&self) -> Report {
+        self.events.next().await
     }
 
     /// What the worker last published.
@@ -200,7 +248,7 @@ fn pin(cpu: Option<usize>, poll: Poll) -> std::io::Result<()> {
     if let Some(cpu) = cpu {
         let mut set = rustix::thread::CpuSet::new();
         if cpu >= rustix::thread::CpuSet::MAX_CPU {
-            return Err(std::io::Error::other(format!("worker.cpu = {cpu}: no such CPU")));
+            return Err(std::io::Error::other(format!("worker.cpus: {cpu}: no such CPU")));
         }
         set.set(cpu);
         rustix::thread::sched_setaffinity(None, &set)?;
@@ -234,6 +282,10 @@ struct Turning<P> {
     snapshot: Arc<Snapshot>,
     received: Vec<Received>,
     housekeeping: Nanos,
+    number: u16,
+    crossing: Option<Crossing>,
+    /// The last session that no worker had and that the control plane was asked for.
+    asked_for: u32,
 }
 
 impl<P: Port> Turning<P> {
@@ -282,16 +334,51 @@ impl<P: Port> Turning<P> {
 
     fn take_in(&mut self, now: Nanos) {
         self.port.receive(&mut self.pool, &mut self.received, TURN);
-        for datagram in self.received.drain(..) {
-            self.engine.receive(datagram.frame, datagram.source, &mut self.edge, now);
+        for datagram in &self.received {
+            self.engine.prefetch(&datagram.frame);
+        }
+        let Self { engine, edge, crossing: Some(crossing), .. } = self else {
+            for datagram in self.received.drain(..) {
+                self.engine.receive(datagram.frame, datagram.source, &mut self.edge, now);
+            }
+            return;
+        };
+        let mut unowned = None;
+        for Received { frame, source } in self.received.drain(..) {
+            match crossing.owner(&frame) {
+                Owner::Me => engine.receive(frame, source, edge, now),
+                Owner::Other(worker) => crossing.give(worker, frame, source),
+                Owner::Nobody(receive_index) => {
+                    crossing.counters.unowned += 1;
+                    unowned = Some(receive_index);
+                }
+            }
+        }
+        crossing.publish();
+        crossing.take(TURN, |frame, source| engine.receive(frame, source, edge, now));
+        if let Some(receive_index) = unowned {
+            self.ask_for(receive_index);
+        }
+    }
+
+    /// Asks the control plane whose the session is; once, until it is another's turn.
+    fn ask_for(&mut self, receive_index: u32) {
+        if std::mem::replace(&mut self.asked_for, receive_index) != receive_index {
+            let report = Report::Unowned { receive_index, worker: self.number };
+            if self.events.queue.push(report).is_err() {
+                self.asked_for = 0;
+            }
+            self.events.arrived.notify_one();
         }
     }
 
     fn pass_events(&mut self) {
         let mut passed = false;
         while let Some(event) = self.engine.pop_event() {
-            if let Err(event) = self.events.queue.push(event) {
-                self.engine.unpop_event(event);
+            if let Err(report) = self.events.queue.push(Report::Engine(event)) {
+                if let Report::Engine(event) = report {
+                    self.engine.unpop_event(event);
+                }
                 break;
             }
             passed = true;
@@ -307,6 +394,7 @@ impl<P: Port> Turning<P> {
             port: self.port.counters(),
             mode: Some(self.port.mode()),
             circuits: self.engine.circuit_count() as u64,
+            crossing: self.crossing.as_ref().map(|crossing| crossing.counters).unwrap_or_default(),
             edge: self.edge.drops(),
             last_delivery: self.edge.last_delivery(),
         });

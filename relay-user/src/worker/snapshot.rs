@@ -1,5 +1,6 @@
 //! Totals that a worker publishes and the control plane reads.
 
+use super::CrossingCounters;
 use crate::engine::Counters;
 use crate::engine::time::Nanos;
 use crate::port::{PortCounters, PortMode};
@@ -14,6 +15,8 @@ pub struct Totals {
     pub port: PortCounters,
     /// How the port is attached and bound; `None` before the worker first told.
     pub mode: Option<PortMode>,
+    /// Cells that came by another worker's queue.
+    pub crossing: CrossingCounters,
     /// Circuits known now.
     pub circuits: u64,
     /// The edge's drops by reason.

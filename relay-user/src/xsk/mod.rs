@@ -20,14 +20,19 @@
 )]
 
 mod arena;
+mod handover;
+mod hint;
 mod lent;
 mod mapping;
 mod options;
 mod pages;
+mod plain;
 mod ring;
 mod socket;
 
 pub use arena::{Arena, Frame, FramePool};
+pub use handover::{Giver, Taker, handover};
+pub use hint::prefetch;
 pub use options::BusyPoll;
 pub use pages::{HugePages, Pages};
 pub use socket::{BindRequest, Kick, SocketConfig, SocketError, XskSocket};

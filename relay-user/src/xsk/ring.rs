@@ -1,4 +1,5 @@
-//! The two ends of an AF_XDP ring: single producer, single consumer, over memory that another party also maps.
+//! The two ends of an AF_XDP ring: single producer, single consumer, over memory that another party also maps. The rings
+//! between this process's own workers are of the same kind.
 //!
 //! Indices are `u32`, run freely and wrap; an entry's place is the index modulo the ring's size, a power of two. Each
 //! end keeps its own copy of both indices and looks at the shared one of the other end only when its copy says that
@@ -9,7 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering, fence};
 /// `XDP_RING_NEED_WAKEUP` in a ring's flags (uapi/linux/if_xdp.h).
 const NEED_WAKEUP: u32 = 1;
 
-/// Where a ring lives: mapped from the kernel, or plain memory in tests.
+/// Where a ring lives: mapped from the kernel, or plain memory of this process.
 ///
 /// # Safety
 /// `size` is a power of two and never changes; the indices are those of one ring and each is written by one end only;
@@ -155,60 +156,42 @@ impl<M: RingMemory> Consumer<M> {
 
 #[cfg(test)]
 mod tests {
-    use std::cell::UnsafeCell;
     use std::collections::VecDeque;
     use std::sync::Arc;
 
     use proptest::prelude::*;
 
+    use super::super::plain::Plain;
     use super::*;
 
-    struct Plain {
-        producer: AtomicU32,
-        consumer: AtomicU32,
-        flags: AtomicU32,
-        entries: Box<[UnsafeCell<u64>]>,
+    /// A plain ring with the flags that the kernel's rings have.
+    struct Flagged<'a> {
+        ring: Arc<Plain<u64>>,
+        flags: &'a AtomicU32,
     }
 
-    // SAFETY: the indices and flags are atomic; the entries are reached through `RingMemory` only, whose callers keep the
-    // two ends off the same entry.
-    unsafe impl Sync for Plain {}
-
-    impl Plain {
-        fn new(size: u32, start: u32) -> Arc<Self> {
-            assert!(size.is_power_of_two());
-            Arc::new(Self {
-                producer: AtomicU32::new(start),
-                consumer: AtomicU32::new(start),
-                flags: AtomicU32::new(0),
-                entries: (0..size).map(|_| UnsafeCell::new(u64::MAX)).collect(),
-            })
-        }
-    }
-
-    // SAFETY: `new` demands a power of two, the boxed slice has that many entries, and each test makes one producer
-    // and one consumer per ring.
-    unsafe impl RingMemory for Arc<Plain> {
+    // SAFETY: all but the flags is the plain ring's, which keeps the contract.
+    unsafe impl RingMemory for Flagged<'_> {
         type Entry = u64;
         fn size(&self) -> u32 {
-            u32::try_from(self.entries.len()).unwrap()
+            self.ring.size()
         }
         fn producer(&self) -> &AtomicU32 {
-            &self.producer
+            self.ring.producer()
         }
         fn consumer(&self) -> &AtomicU32 {
-            &self.consumer
+            self.ring.consumer()
         }
         fn flags(&self) -> Option<&AtomicU32> {
-            Some(&self.flags)
+            Some(self.flags)
         }
         unsafe fn read(&self, place: u32) -> u64 {
-            // SAFETY: the caller keeps the other end from writing this entry meanwhile.
-            unsafe { *self.entries[place as usize].get() }
+            // SAFETY: the caller's promise is the one demanded.
+            unsafe { self.ring.read(place) }
         }
         unsafe fn write(&self, place: u32, entry: u64) {
-            // SAFETY: the caller keeps the other end from this entry meanwhile.
-            unsafe { *self.entries[place as usize].get() = entry }
+            // SAFETY: the caller's promise is the one demanded.
+            unsafe { self.ring.write(place, entry) }
         }
     }
 
@@ -236,7 +219,7 @@ mod tests {
         #[test]
         fn behaves_like_a_fifo_from_any_index(bits in 0u32..5, start in start(), steps in steps()) {
             let size = 1u32 << bits;
-            let memory = Plain::new(size, start);
+            let memory = Plain::new(size, start, u64::MAX);
             let mut producer = Producer::new(Arc::clone(&memory));
             let mut consumer = Consumer::new(Arc::clone(&memory));
             let (mut written, mut visible, mut unreleased) = (VecDeque::new(), VecDeque::new(), 0usize);
@@ -274,14 +257,14 @@ mod tests {
             bits in 0u32..5, start in start(), pushed in 0u32..16, produced: u32, consumed: u32,
         ) {
             let size = 1u32 << bits;
-            let memory = Plain::new(size, start);
+            let memory = Plain::new(size, start, u64::MAX);
             let mut producer = Producer::new(Arc::clone(&memory));
             let mut consumer = Consumer::new(Arc::clone(&memory));
             for value in 0..pushed {
                 producer.push(value.into());
             }
-            memory.producer.store(produced, Ordering::Relaxed);
-            memory.consumer.store(consumed, Ordering::Relaxed);
+            memory.producer().store(produced, Ordering::Relaxed);
+            memory.consumer().store(consumed, Ordering::Relaxed);
             let popped = std::iter::from_fn(|| consumer.pop()).take(size as usize + 1).count();
             prop_assert!(popped <= size as usize);
             let more = (0..=2 * size).take_while(|_| producer.push(9)).count();
@@ -291,17 +274,17 @@ mod tests {
 
     #[test]
     fn the_flag_asks_for_a_wakeup() {
-        let memory = Plain::new(2, 0);
-        let producer = Producer::new(Arc::clone(&memory));
+        let flags = AtomicU32::new(0);
+        let producer = Producer::new(Flagged { ring: Plain::new(2, 0, u64::MAX), flags: &flags });
         assert!(!producer.needs_wakeup());
-        memory.flags.store(NEED_WAKEUP, Ordering::Relaxed);
+        flags.store(NEED_WAKEUP, Ordering::Relaxed);
         assert!(producer.needs_wakeup());
     }
 
     #[test]
     fn two_threads_keep_the_order_across_the_wrap() {
         const COUNT: u64 = 10_000;
-        let memory = Plain::new(8, u32::MAX - 5_000);
+        let memory = Plain::new(8, u32::MAX - 5_000, u64::MAX);
         let mut producer = Producer::new(Arc::clone(&memory));
         let mut consumer = Consumer::new(memory);
         let sender = std::thread::spawn(move || {

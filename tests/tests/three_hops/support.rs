@@ -20,10 +20,15 @@ pub(crate) const CANARY: &[u8] = b"three hops canary, never in the clear: ";
 
 /// The lab, once no other test has it. Its fixed name lets a later run clear away what a killed one left.
 pub(crate) fn lab() -> Lab {
+    wide_lab(1)
+}
+
+/// The same, with so many queues on each host's wire.
+pub(crate) fn wide_lab(queues: u32) -> Lab {
     let dir = Path::new("/run/evenwire-test");
     let until = Instant::now() + LAB_PATIENCE;
     loop {
-        match Lab::build("ewt-hops", dir) {
+        match Lab::build_wide("ewt-hops", dir, queues) {
             Ok(lab) => return lab,
             Err(error) if format!("{error:#}").contains("another lab") && Instant::now() < until => {
                 std::thread::sleep(Duration::from_millis(200));

@@ -26,6 +26,8 @@ fn sections(object: &[u8]) -> Result<BTreeMap<String, &[u8]>> {
     let names = word::<2>(object, 0x3e)?;
     let header =
         |index: usize| index.checked_mul(entry_len).and_then(|at| at.checked_add(table)).context("overflow");
+    // The table stands last, and nothing below reads its last header to the end.
+    ensure!(header(count)? <= object.len(), "the object is cut off");
     let contents = |index: usize| -> Result<&[u8]> {
         let at = header(index)?;
         let (offset, len) = (word::<8>(object, at + 0x18)?, word::<8>(object, at + 0x20)?);
@@ -54,8 +56,8 @@ mod tests {
     use super::*;
 
     fn committed() -> Vec<u8> {
-        let path = super::super::workspace_root().expect("workspace").join(super::super::OBJECT);
-        std::fs::read(path).expect("object")
+        let root = super::super::workspace_root().expect("workspace");
+        super::super::OBJECTS[0].committed(&root).expect("object")
     }
 
     #[test]

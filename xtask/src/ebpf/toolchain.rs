@@ -82,14 +82,19 @@ fn install_compiler() -> Result<(PathBuf, PathBuf)> {
         bail!("{advice}");
     }
     println!("installing {packages} with apt-get");
-    let status = Command::new("apt-get")
-        .args(["install", "--yes", "--no-install-recommends"])
-        .args(DEBIAN_PACKAGES)
-        .env("DEBIAN_FRONTEND", "noninteractive")
-        .status()
-        .context("run apt-get")?;
-    ensure!(status.success(), "apt-get failed: {status}; {advice}");
+    // Old lists offer a compiler too old for the workspace.
+    apt_get(&["update"]).with_context(|| advice.clone())?;
+    apt_get(&[&["install", "--yes", "--no-install-recommends"], &DEBIAN_PACKAGES[..]].concat())
+        .with_context(|| advice.clone())?;
     with_sources(PathBuf::from("/usr/bin/rustc")).context(advice)
+}
+
+fn apt_get(arguments: &[&str]) -> Result<()> {
+    let mut command = Command::new("apt-get");
+    let status = command.args(arguments).env("DEBIAN_FRONTEND", "noninteractive").status();
+    let status = status.context("run apt-get")?;
+    ensure!(status.success(), "apt-get {} failed: {status}", arguments.join(" "));
+    Ok(())
 }
 
 fn find_linker(root: &Path) -> Result<PathBuf> {

@@ -1,0 +1,119 @@
+//! All workers of a node: each has a queue of the port, links, circuits and a wheel of its own, and they share nothing but
+//! the arena and the rings between them.
+
+use super::crossing::{Crossing, Owners};
+use super::{Clock, Events, NodeEdge, Poll, Report, ToWorker, Totals, Worker, WorkerBusy};
+use crate::engine::{Command, Engine, Home};
+use crate::port::Port;
+use crate::xsk::{Arena, FramePool};
+use std::sync::Arc;
+
+/// What one worker starts with.
+pub struct Seat<P> {
+    /// Its data plane. Numbers of links and circuits are those of the node: worker i of n has all that are i modulo n.
+    pub engine: Engine,
+    /// Its queue.
+    pub port: P,
+    /// Its edge.
+    pub edge: NodeEdge,
+    /// The processor that it is pinned to.
+    pub cpu: Option<usize>,
+}
+
+/// Frames that a worker keeps to itself.
+const POOL: usize = 512;
+
+/// The workers of a node.
+#[derive(Debug)]
+pub struct Workers {
+    all: Vec<Worker>,
+    events: Arc<Events>,
+    owners: Arc<Owners>,
+}
+
+impl Workers {
+    /// Starts a thread for each seat. Frames are of `arena`, to which all ports belong.
+    ///
+    /// # Errors
+    /// Where a thread cannot be made or pinned; those already started are ended.
+    pub fn start<P: Port + Send + 'static>(
+        seats: Vec<Seat<P>>,
+        arena: &'static Arena,
+        clock: Clock,
+        poll: Poll,
+    ) -> std::io::Result<Self> {
+        let events = Arc::new(Events::new());
+        let owners = Arc::new(Owners::new());
+        let count = u16::try_from(seats.len()).map_err(std::io::Error::other)?;
+        let mut crossings = Crossing::among(count, arena, &owners).into_iter();
+        let mut all = Vec::with_capacity(seats.len());
+        for (number, seat) in (0..).zip(seats) {
+            let crossing = crossings.next().filter(|_| count > 1);
+            let pool = FramePool::new(arena, POOL);
+            let Seat { engine, port, edge, cpu } = seat;
+            let events = Arc::clone(&events);
+            all.push(Worker::launch(number, engine, port, edge, pool, clock, poll, cpu, crossing, events)?);
+        }
+        Ok(Self { all, events, owners })
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> u16 {
+        u16::try_from(self.all.len()).unwrap_or(u16::MAX)
+    }
+
+    /// The worker that has a link or circuit of this number.
+    pub fn home(&self, number: u32) -> u16 {
+        u16::try_from(number % u32::from(self.count().max(1))).unwrap_or(0)
+    }
+
+    /// Which worker has which session.
+    pub fn owners(&self) -> &Owners {
+        &self.owners
+    }
+
+    /// Queues a command for whom it concerns.
+    ///
+    /// # Errors
+    /// Where a queue is full or a worker has ended; the command is lost then.
+    pub fn tell(&self, command: ToWorker) -> Result<(), WorkerBusy> {
+        let number = match &command {
+            ToWorker::Engine(Command::RemoveSession { receive_index }) => {
+                let receive_index = *receive_index;
+                let told = self
+                    .all
+                    .iter()
+                    .map(|worker| worker.tell(ToWorker::Engine(Command::RemoveSession { receive_index })));
+                return told.fold(Ok(()), Result::and);
+            }
+            ToWorker::Engine(command) => match command.home() {
+                Home::Link(number) | Home::Circuit(number) | Home::Session(number) => number,
+            },
+            ToWorker::SetPeer { link, .. } => *link,
+            ToWorker::Stop => {
+                return self.all.iter().map(|w| w.tell(ToWorker::Stop)).fold(Ok(()), Result::and);
+            }
+        };
+        self.all[usize::from(self.home(number))].tell(command)
+    }
+
+    /// The next report of any worker, when there is one.
+    pub async fn report(&self) -> Report {
+        self.events.next().await
+    }
+
+    /// What each worker last published.
+    pub fn totals(&self) -> impl Iterator<Item = Totals> {
+        self.all.iter().map(Worker::totals)
+    }
+
+    /// Whether all threads still run.
+    pub fn are_alive(&self) -> bool {
+        self.all.iter().all(Worker::is_alive)
+    }
+
+    /// Ends the threads and waits for them. The ports are closed when this returns.
+    pub fn stop(&mut self) {
+        self.all.iter_mut().for_each(Worker::stop);
+    }
+}
