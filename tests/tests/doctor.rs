@@ -109,7 +109,7 @@ fn relay_file(directory: &Path) -> Result<PathBuf> {
         &file,
         format!(
             "name = \"entry\"\nkey = \"entry.key\"\nnetwork = \"network.toml\"\noperator = \"{operator}\"\n\
-             [datapath]\ninterface = \"{NEAR}\"\nmode = \"native\"\n[worker]\ncpu = 0\n\
+             [datapath]\ninterface = \"{NEAR}\"\nmode = \"native\"\n[worker]\ncpus = [0]\n\
              [control]\nsocket = \"entry.sock\"\n"
         ),
     )?;

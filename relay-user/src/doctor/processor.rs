@@ -86,13 +86,22 @@ fn watch(plan: &Plan) -> Vec<Option<Gaps>> {
 }
 
 fn judge_unpinned(plan: &Plan, index: usize, device: Option<u32>, part: &str, report: &mut Report) {
-    let taken: CpuSet = plan.workers.iter().filter_map(|worker| worker.cpu).collect();
     let near = device.map_or_else(cpu::online, cpu::of_node);
-    let isolated: CpuSet = cpu::isolated().intersection(&near).copied().collect();
-    let choice = isolated.difference(&taken).next().or_else(|| near.difference(&taken).last());
-    let fix = choice.map(|cpu| format!("in the relay's file: [worker] cpu = {cpu}"));
+    let choice = choose(&near, &cpu::isolated(), plan.workers.len());
+    let fix = match choice {
+        Some(cpus) => format!("in the relay's file: [worker] cpus = {cpus:?}"),
+        None => format!("there are {} CPUs near the interface: set [worker] count to fewer", near.len()),
+    };
     let what = if index == 0 { "not pinned: the scheduler moves it" } else { "not pinned" };
-    report.add(part, "CPU", Verdict::Warn, what, fix);
+    report.add(part, "CPU", Verdict::Warn, what, [fix]);
+}
+
+/// `count` processors out of `near`: isolated ones first, then the last, since the first serves most interrupts.
+fn choose(near: &CpuSet, isolated: &CpuSet, count: usize) -> Option<Vec<usize>> {
+    let mut cpus: Vec<usize> = near.intersection(isolated).copied().collect();
+    cpus.extend(near.iter().rev().filter(|cpu| !isolated.contains(cpu)));
+    cpus.truncate(count);
+    (cpus.len() == count).then_some(cpus)
 }
 
 fn judge(
@@ -107,14 +116,21 @@ fn judge(
     let others = plan.workers.iter().enumerate();
     if !processor.online.contains(&cpu) {
         let what = format!("CPU {cpu} is not online; {} are", format_list(&processor.online));
-        let fix = [format!("echo 1 > /sys/devices/system/cpu/cpu{cpu}/online, or set another [worker] cpu")];
+        let fix =
+            [format!("echo 1 > /sys/devices/system/cpu/cpu{cpu}/online, or name another in [worker] cpus")];
         report.add(part, "CPU", Verdict::Problem, what, fix);
         return;
     }
     if let Some((other, _)) = others.clone().find(|(other, place)| *other != index && place.cpu == Some(cpu))
     {
         let what = format!("CPU {cpu} is worker {other}'s as well");
-        report.add(part, "CPU", Verdict::Problem, what, ["give each worker a CPU of its own in [worker]"]);
+        report.add(
+            part,
+            "CPU",
+            Verdict::Problem,
+            what,
+            ["give each worker a CPU of its own in [worker] cpus"],
+        );
     } else {
         report.ok(part, "CPU", format!("{cpu}, of {} online", format_list(&processor.online)));
     }
@@ -141,7 +157,7 @@ fn judge_node(processor: &Processor, device: Option<u32>, part: &str, report: &m
     match (processor.node, device) {
         (Some(node), Some(device)) if node != device => {
             let what = format!("CPU on node {node}, interface on node {device}");
-            let fix = format!("set [worker] cpu to one of {}", format_list(&processor.near));
+            let fix = format!("take [worker] cpus from {}", format_list(&processor.near));
             report.add(part, "NUMA node", Verdict::Warn, what, [fix]);
         }
         (Some(node), Some(_)) => report.ok(part, "NUMA node", format!("{node}, the interface's")),
@@ -365,6 +381,13 @@ mod tests {
         let mut processor = good(2);
         processor.idle = Some(IdleState { index: 3, name: "C6".to_owned(), latency: 133 });
         assert_eq!(report(&processor, &plan(PollMode::Busy)).find("idle states").verdict, Verdict::Ok);
+    }
+
+    #[test]
+    fn isolated_processors_are_chosen_first() {
+        let (near, isolated) = ((0..4).collect(), CpuSet::from([2, 6]));
+        assert_eq!(choose(&near, &isolated, 3), Some(vec![2, 3, 1]));
+        assert_eq!(choose(&near, &isolated, 5), None);
     }
 
     #[test]

@@ -1,13 +1,12 @@
 //! An AF_XDP socket on one queue of one interface, with its four rings.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::sockopt::{
-    set_socket_send_buffer_size, set_socket_send_buffer_size_force, set_xdp_rx_ring_size,
-    set_xdp_tx_ring_size, set_xdp_umem_completion_ring_size, set_xdp_umem_fill_ring_size, set_xdp_umem_reg,
-    xdp_mmap_offsets, xdp_options, xdp_statistics,
+    set_xdp_rx_ring_size, set_xdp_tx_ring_size, set_xdp_umem_completion_ring_size,
+    set_xdp_umem_fill_ring_size, set_xdp_umem_reg, xdp_mmap_offsets, xdp_options, xdp_statistics,
 };
 use rustix::net::xdp::{
     SocketAddrXdp, SocketAddrXdpFlags, SocketAddrXdpWithSharedUmem, XDP_PGOFF_RX_RING, XDP_PGOFF_TX_RING,
@@ -21,22 +20,8 @@ use rustix::net::{
 use super::arena::{Arena, Frame};
 use super::lent::Lent;
 use super::mapping::MappedRing;
+use super::options::{self, BusyPoll};
 use super::ring::{Consumer, Producer};
-
-/// `XDP_MAX_TX_SKB_BUDGET` of uapi/linux/if_xdp.h, since 6.17: descriptors that copy mode sends per system call.
-const XDP_MAX_TX_SKB_BUDGET: libc::c_int = 9;
-
-/// Descriptors that copy mode sends per system call where nothing else was set: `TX_BATCH_SIZE` of net/xdp/xsk.c.
-const DEFAULT_TX_BUDGET: u32 = 32;
-
-/// Send buffer asked for, in bytes. Copy mode accounts each packet in flight to it, about 2.3 KiB for a cell, and the
-/// usual default stops at about 90 of them.
-const SEND_BUFFER: usize = 32 << 20;
-
-/// Microseconds that one call may poll the driver for, and packets that it may take: the values of the sample that
-/// came with busy polling for AF_XDP (samples/bpf/xdpsock_user.c of Linux 5.11).
-const BUSY_POLL_MICROS: u32 = 20;
-const BUSY_POLL_PACKETS: u32 = 64;
 
 /// The kernel gives a closed socket's queue free in the background; so many tries, so far apart, wait for it.
 const BUSY_TRIES: u32 = 20;
@@ -144,30 +129,6 @@ pub struct Kick {
     pub lost: u32,
 }
 
-/// Whether the worker's own system calls run the driver's receive loop, in place of interrupts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum BusyPoll {
-    /// Not asked for, or refused.
-    #[default]
-    Off,
-    /// Asked for, and of no effect: the kernel knows no receive loop (NAPI) for the queue, as on a veth, or before the
-    /// first packet.
-    NoNapi,
-    /// They do.
-    Active,
-}
-
-impl BusyPoll {
-    /// The words that status uses.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Off => "off",
-            Self::NoNapi => "no NAPI",
-            Self::Active => "active",
-        }
-    }
-}
-
 /// A bound AF_XDP socket. One worker owns it.
 pub struct XskSocket {
     // Rings are in front of the socket, since fields drop in order: unmap, then close.
@@ -233,8 +194,8 @@ impl XskSocket {
         set_xdp_umem_completion_ring_size(&socket, size).map_err(at("make the completion ring"))?;
         set_xdp_rx_ring_size(&socket, size).map_err(at("make the RX ring"))?;
         set_xdp_tx_ring_size(&socket, size).map_err(at("make the TX ring"))?;
-        let tx_budget = raise_tx_budget(&socket, size);
-        raise_send_buffer(&socket);
+        let tx_budget = options::raise_tx_budget(&socket, size);
+        options::raise_send_buffer(&socket);
 
         let offsets = xdp_mmap_offsets(&socket).map_err(at("ask for ring offsets"))?;
         let fd = socket.as_fd();
@@ -276,13 +237,7 @@ impl XskSocket {
         if !self.zero_copy {
             return Err(Errno::OPNOTSUPP);
         }
-        for (option, value) in [
-            (libc::SO_PREFER_BUSY_POLL, 1),
-            (libc::SO_BUSY_POLL, BUSY_POLL_MICROS),
-            (libc::SO_BUSY_POLL_BUDGET, BUSY_POLL_PACKETS),
-        ] {
-            set_option(self.socket(), libc::SOL_SOCKET, option, value)?;
-        }
+        options::prefer_busy_poll(self.socket())?;
         self.prefers_busy_poll = true;
         Ok(())
     }
@@ -292,24 +247,7 @@ impl XskSocket {
         if !self.prefers_busy_poll {
             return BusyPoll::Off;
         }
-        self.napi().map_or(BusyPoll::NoNapi, |_| BusyPoll::Active)
-    }
-
-    /// The number of the receive loop that the kernel knows for the queue.
-    fn napi(&self) -> Option<u32> {
-        let mut number = 0u32;
-        let mut length = option_length();
-        // SAFETY: the option's value is a u32, which like its length lives through the call.
-        let outcome = unsafe {
-            libc::getsockopt(
-                self.socket().as_raw_fd(),
-                libc::SOL_SOCKET,
-                libc::SO_INCOMING_NAPI_ID,
-                std::ptr::from_mut(&mut number).cast(),
-                &raw mut length,
-            )
-        };
-        (outcome == 0 && number != 0).then_some(number)
+        options::napi(self.socket()).map_or(BusyPoll::NoNapi, |_| BusyPoll::Active)
     }
 
     /// Runs the driver's receive loop once, where busy polling was asked for. Returns the system calls made.
@@ -436,8 +374,9 @@ impl XskSocket {
         self.transmit.publish();
         let mut kick = Kick::default();
         while kick.calls < max_calls && self.transmit.pending() > 0 {
-            // Copy mode sends within the call and on no other occasion.
-            if self.zero_copy && !self.transmit.needs_wakeup() {
+            // Copy mode sends within the call and on no other occasion. With busy polling nobody else runs the driver's
+            // loop, whatever the flag says, and a cell would wait for the next look at what came in.
+            if self.zero_copy && !self.prefers_busy_poll && !self.transmit.needs_wakeup() {
                 break;
             }
             let before = self.transmit.pending();
@@ -547,46 +486,6 @@ fn bind_patiently(
         }
         tries += 1;
         std::thread::sleep(BUSY_PAUSE);
-    }
-}
-
-/// Lets copy mode send a whole ring per system call. Returns what it sends, in descriptors: kernels before 6.17 keep
-/// to their own number.
-fn raise_tx_budget(socket: &OwnedFd, ring: u32) -> u32 {
-    match set_option(socket, libc::SOL_XDP, XDP_MAX_TX_SKB_BUDGET, ring) {
-        Ok(()) => ring,
-        Err(_) => DEFAULT_TX_BUDGET,
-    }
-}
-
-fn set_option(socket: &OwnedFd, level: libc::c_int, option: libc::c_int, value: u32) -> Result<(), Errno> {
-    // SAFETY: the option's value is four bytes, which live through the call, and their length is passed.
-    let outcome = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            level,
-            option,
-            std::ptr::from_ref(&value).cast(),
-            option_length(),
-        )
-    };
-    if outcome == 0 {
-        return Ok(());
-    }
-    Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::INVAL))
-}
-
-/// Bytes of a number as an option's value.
-fn option_length() -> libc::socklen_t {
-    libc::socklen_t::try_from(size_of::<u32>()).expect("four")
-}
-
-/// Without the privilege to go beyond the system's limit, the limit has to do.
-fn raise_send_buffer(socket: &OwnedFd) {
-    if set_socket_send_buffer_size_force(socket, SEND_BUFFER).is_err()
-        && let Err(error) = set_socket_send_buffer_size(socket, SEND_BUFFER)
-    {
-        log::warn!("AF_XDP socket keeps its small send buffer, sending may be throttled: {error}");
     }
 }
 
