@@ -346,7 +346,10 @@ impl<'a> Load<'a> {
         }
         let sample = subject.sample()?;
         let udp_refused = self.rig.udp_refused(End::Relay)?;
-        Ok(Ends { load, engine: subject.published(), sample, udp_refused })
+        // A device also drops what it has no memory for, which no socket hears of.
+        load.dropped = load.dropped.max(self.rig.packets(End::Loader)?.receive_dropped);
+        let at_relay = self.rig.packets(End::Relay)?.receive_dropped;
+        Ok(Ends { load, engine: subject.published(), sample, udp_refused, at_relay })
     }
 
     /// Opens every cell that came, the first `in_window` of them while the load ran.
@@ -433,23 +436,30 @@ struct Ends {
     engine: EngineTotals,
     sample: Sample,
     udp_refused: u64,
+    /// Dropped on receipt by the relay's interface.
+    at_relay: u64,
 }
 
 impl Ends {
+    /// Cells that were dropped between the load and the relay since `before`.
+    fn on_the_way(&self, before: &Self) -> u64 {
+        let port = |sample: &Sample| sample.port.rx_dropped + sample.port.rx_ring_full;
+        let by_port = port(&self.sample) - port(&before.sample);
+        // What a socket drops, its interface counts as well.
+        let dropped = by_port.max(self.at_relay - before.at_relay);
+        let invalid = self.sample.port.invalid - before.sample.port.invalid;
+        self.load.lost - before.load.lost + dropped + invalid + self.udp_refused - before.udp_refused
+    }
+
     /// Cells that arrived at the relay or were dropped on the way to it since `before`.
     fn arrived(&self, before: &Self) -> u64 {
-        let port = |sample: &Sample| sample.port.rx + sample.port.rx_dropped + sample.port.rx_ring_full;
-        let udp = self.udp_refused - before.udp_refused;
-        self.load.lost - before.load.lost + port(&self.sample) - port(&before.sample) + udp
+        self.on_the_way(before) + self.sample.port.rx - before.sample.port.rx
     }
 
     /// Whether `sent` cells, of which `lost` did not come out, and `gaps` in the counters of what came out, are what
     /// the counters say.
     fn check(&self, before: &Self, sent: u64, lost: u64, gaps: u64) -> Result<(), Disagreement> {
-        let port = |sample: &Sample| sample.port.rx_dropped + sample.port.rx_ring_full + sample.port.invalid;
-        let on_the_way = (self.load.lost - before.load.lost)
-            + (port(&self.sample) - port(&before.sample))
-            + (self.udp_refused - before.udp_refused);
+        let on_the_way = self.on_the_way(before);
         let received = self.engine.received - before.engine.received;
         if received + on_the_way != sent {
             return Err(Disagreement(format!(
