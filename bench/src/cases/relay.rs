@@ -37,7 +37,7 @@ const COST_TRIAL: Duration = Duration::from_millis(100);
 
 /// Rates at which the relay's CPU time is taken, in percent of the greatest that it carries. The first only shows what
 /// small batches cost.
-const RATES: [u32; 4] = [50, 100, 105, 110];
+const RATES: [u32; 6] = [50, 100, 110, 120, 130, 140];
 
 /// What can carry cells: a port and a number of workers.
 const SUBJECTS: [(&str, PortKind, u32); 3] = [
