@@ -25,7 +25,7 @@ use crate::rig::{Cores, Rig, Wire};
 use crate::session::Session;
 use search::{Carried, Verdict};
 use subject::{PortKind, Subject};
-use trial::{Disagreement, Load};
+use trial::{Disagreement, Load, Trial};
 
 const SCALING: &str = "two workers / one worker, engine in memory (no shared state)";
 const SCALING_TARGET: Option<Target> = Some(Target::AtLeast(1.9));
@@ -34,6 +34,10 @@ const COST_TARGET: Option<Target> = Some(Target::AtMost(1.35));
 
 /// Length of a trial, and of raw forwarding, whose CPU time counts.
 const COST_TRIAL: Duration = Duration::from_millis(100);
+
+/// Rates at which the relay's CPU time is taken, in percent of the greatest that it carries. The first only shows what
+/// small batches cost.
+const RATES: [u32; 6] = [50, 100, 110, 120, 130, 140];
 
 /// What can carry cells: a port and a number of workers.
 const SUBJECTS: [(&str, PortKind, u32); 3] = [
@@ -139,56 +143,63 @@ fn in_memory(session: &mut Session) -> Result<()> {
     Ok(())
 }
 
-/// Relay and raw l2fwd by turns, at the greatest rate that the relay carries: there it hardly idles, and its batches are
-/// as large as they get.
+/// Relay and raw l2fwd by turns, around the greatest rate that the relay carries. Its cost is that of the cheapest of
+/// these rates: below, turns have few cells; above, cells are opened that are dropped then.
 fn cost(session: &mut Session, carried: Carried) -> Result<()> {
     let rounds = if session.quick { 3 } else { 15 };
-    let (mut relay, mut raw, mut cover, mut ratios) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    let (mut halved, mut batch) = (Vec::new(), Vec::new());
+    let most = search::MAX_LINK_RATE * subject::PAIRS;
+    let rates = RATES.map(|percent| (carried.rate / 100 * percent).min(most));
+    let mut raw = Vec::new();
+    let mut trials: [Vec<Trial>; RATES.len()] = Default::default();
+    let mut ratios: [Vec<f64>; RATES.len()] = Default::default();
     let rig = Rig::build(1)?;
     for round in 0..rounds {
         session.progress(&format!("CPU per cell beside l2fwd, round {} of {rounds}", round + 1));
-        let floor = {
-            let mut wire = Wire::open(&rig)?;
-            let floor = wire.l2fwd(COST_TRIAL)?;
-            if let Some(why) = wire.disagreement() {
-                session.invalid(COST, COST_TARGET, why);
-                return Ok(());
+        let mut wire = Wire::open(&rig)?;
+        let floor = wire.l2fwd(COST_TRIAL)?;
+        if let Some(why) = wire.disagreement() {
+            session.invalid(COST, COST_TARGET, why);
+            return Ok(());
+        }
+        drop(wire);
+        raw.push(floor.nanos());
+        for ((rate, trials), ratios) in rates.iter().zip(&mut trials).zip(&mut ratios) {
+            match costly(&rig, *rate) {
+                Ok(trial) => {
+                    ratios.push(trial.nanos / floor.nanos());
+                    trials.push(trial);
+                }
+                Err(error) => {
+                    session.invalid(COST, COST_TARGET, error.downcast::<Disagreement>()?.to_string());
+                    return Ok(());
+                }
             }
-            floor.nanos()
-        };
-        let mut nanos = |rate| -> Result<Option<trial::Trial>> {
-            let mut load = Load::open(&rig, 1)?;
-            let subject = Subject::start(&rig, PortKind::Xdp, 1)?;
-            let idle = search::idle_turn(&subject)?;
-            load.connect(&subject, rate)?;
-            match load.trial(&subject, rate, COST_TRIAL, idle) {
-                Ok(trial) => Ok(Some(trial)),
-                Err(error) => match error.downcast::<Disagreement>() {
-                    Ok(why) => {
-                        session.invalid(COST, COST_TARGET, why.to_string());
-                        Ok(None)
-                    }
-                    Err(error) => Err(error),
-                },
-            }
-        };
-        let Some(full) = nanos(carried.rate)? else { return Ok(()) };
-        let Some(half) = nanos(carried.rate / 2)? else { return Ok(()) };
-        ratios.push(full.nanos / floor);
-        relay.push(full.nanos);
-        batch.push(full.batch);
-        halved.push(half.nanos);
-        cover.push(full.cover_nanos);
-        raw.push(floor);
+        }
     }
     session.measured("raw l2fwd, CPU per packet", median(raw), "ns", None);
-    session.measured("relay, CPU per relayed cell at its greatest rate", median(relay), "ns", None);
-    session.measured("relay, cells per system call at its greatest rate", median(batch), "cells", None);
-    session.measured("relay, CPU per relayed cell at half of it", median(halved), "ns", None);
-    session.measured("relay, CPU per cell of cover sent", median(cover), "ns", None);
-    session.measured(COST, median(ratios), "ratio", COST_TARGET);
+    let of = |trials: &[Trial], value: fn(&Trial) -> f64| median(trials.iter().map(value).collect());
+    let nanos = trials.each_ref().map(|trials| of(trials, |trial| trial.nanos));
+    let cheapest = (1..RATES.len()).min_by(|a, b| nanos[*a].total_cmp(&nanos[*b])).unwrap_or(1);
+    let [half, ..] = nanos;
+    session.measured("relay, CPU per relayed cell at half its greatest rate", half, "ns", None);
+    session.measured("relay, CPU per relayed cell where it is cheapest", nanos[cheapest], "ns", None);
+    let rate = f64::from(rates[cheapest]);
+    session.measured("relay, rate at which it is cheapest", rate, "cells/s", None);
+    let batch = of(&trials[cheapest], |trial| trial.batch);
+    session.measured("relay, cells per system call there", batch, "cells", None);
+    let cover = of(&trials[cheapest], |trial| trial.cover_nanos);
+    session.measured("relay, CPU per cell of cover sent there", cover, "ns", None);
+    session.measured(COST, median(std::mem::take(&mut ratios[cheapest])), "ratio", COST_TARGET);
     Ok(())
+}
+
+/// A trial of a relay with one worker, started for it.
+fn costly(rig: &Rig, rate: u32) -> Result<Trial> {
+    let mut load = Load::open(rig, 1)?;
+    let subject = Subject::start(rig, PortKind::Xdp, 1)?;
+    let idle = search::idle_turn(&subject)?;
+    load.connect(&subject, rate)?;
+    load.trial(&subject, rate, COST_TRIAL, idle)
 }
 
 fn median(mut values: Vec<f64>) -> f64 {

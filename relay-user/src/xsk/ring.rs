@@ -148,6 +148,17 @@ impl<M: RingMemory> Consumer<M> {
         Some(entry)
     }
 
+    /// The entry `ahead` places behind the next one, where it is known to be there. It stays to be read.
+    pub(super) fn peek(&self, ahead: u32) -> Option<M::Entry> {
+        if self.produced.wrapping_sub(self.next) <= ahead {
+            return None;
+        }
+        // SAFETY: the mask keeps the place below `size`. The entry is before `produced`, which `pop` loaded with acquire
+        // and found no further than `size` from `next`, so the producer wrote it before and leaves it alone until
+        // `release` shows it a later consumer index.
+        Some(unsafe { self.memory.read(self.next.wrapping_add(ahead) & self.mask) })
+    }
+
     /// Gives the places of everything read so far back to the producer.
     pub(super) fn release(&mut self) {
         self.memory.consumer().store(self.next, Ordering::Release);
@@ -213,6 +224,21 @@ mod tests {
 
     fn start() -> impl Strategy<Value = u32> {
         prop_oneof![any::<u32>(), (0u32..40).prop_map(|back| u32::MAX - back)]
+    }
+
+    #[test]
+    fn what_is_peeked_at_is_popped_later() {
+        let memory = Plain::new(8, u32::MAX - 1);
+        let (mut producer, mut consumer) = (Producer::new(memory.clone()), Consumer::new(memory));
+        assert_eq!(consumer.peek(0), None);
+        for entry in 0..5 {
+            assert!(producer.push(entry));
+        }
+        producer.publish();
+        assert_eq!(consumer.pop(), Some(0));
+        assert_eq!([0, 1, 3].map(|ahead| consumer.peek(ahead)), [Some(1), Some(2), Some(4)]);
+        assert_eq!(consumer.peek(4), None);
+        assert_eq!(std::iter::from_fn(|| consumer.pop()).collect::<Vec<_>>(), [1, 2, 3, 4]);
     }
 
     proptest! {

@@ -12,7 +12,7 @@ use crate::session::Session;
 /// Length of a trial: short, so that even on a machine with gaps some trials meet none.
 const TRIAL: Duration = Duration::from_millis(20);
 /// Slots per second of a link, at most.
-const MAX_LINK_RATE: u32 = 200_000;
+pub(super) const MAX_LINK_RATE: u32 = 200_000;
 /// Lowest rate looked at, in cells per second.
 const MIN_RATE: u32 = 10_000;
 /// The interval is halved until its ends are this close, relative to the upper.

@@ -15,8 +15,8 @@ use super::metered::{Meter, Sample};
 use crate::cells::Pair;
 use crate::rig::{Cores, End, Rig, UDP_PORT};
 
-/// Pairs of links of a worker.
-pub(super) const PAIRS: u32 = 2;
+/// Pairs of links of a worker: enough that the engine's highest rate per link is never what bounds it.
+pub(super) const PAIRS: u32 = 4;
 /// Frames that a worker's pool keeps at hand.
 const STOCK: usize = 1024;
 /// Time that the circuits get to come up.
