@@ -228,7 +228,7 @@ mod tests {
 
     #[test]
     fn what_is_peeked_at_is_popped_later() {
-        let memory = Plain::new(8, u32::MAX - 1);
+        let memory = Plain::new(8, u32::MAX - 1, 0u64);
         let (mut producer, mut consumer) = (Producer::new(memory.clone()), Consumer::new(memory));
         assert_eq!(consumer.peek(0), None);
         for entry in 0..5 {
