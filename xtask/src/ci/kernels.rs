@@ -11,7 +11,7 @@ use crate::vm::SERIES;
 
 /// Those that ask the verifier or move cells through AF_XDP. None is left out under any kernel.
 const TESTS: [&str; 3] = ["prog_run", "steering", "xsk_veth"];
-/// Far above what they take on an idle machine (docs/decisions/0014-emulated-kernels.md).
+/// Far above what they take on an idle machine (docs/decisions/0016-emulated-kernels.md).
 const LIMIT_SECONDS: &str = "300";
 /// Runs every argument and fails where one did.
 const RUN_ALL: &str = r#"status=0; for test in "$@"; do "$test" || status=1; done; exit $status"#;
