@@ -37,7 +37,7 @@ fn mistakes_are_named_and_leave_nothing_behind() {
         Host::Entry,
         ("[worker]", "[worker]\ncolour = \"red\""),
         MISTAKE,
-        &["entry.toml:14", "colour"],
+        &["entry.toml:13", "colour"],
     );
     bench.edited(Host::Client, ("mtu = 1400", "mtu = 1400\nrouts = []"), MISTAKE, &["client.toml", "routs"]);
     bench.edited(
