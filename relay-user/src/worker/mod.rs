@@ -42,10 +42,14 @@ const MAX_SLEEP: Nanos = Nanos::MILLISECOND;
 const HOUSEKEEPING: Nanos = Nanos(20 * Nanos::MILLISECOND.0);
 
 /// Cells leave at multiples of this on the worker's clock, at the first one after their slot. How late they are then
-/// follows from where their slot lies in between, whatever the worker does meanwhile.
-const GRID: Nanos = Nanos(16_000);
+/// follows from where their slot lies in between, whatever the worker does meanwhile. A prime number, so that the slots of
+/// a class whose period is a round one do not always lie at the same few places.
+const GRID: Nanos = Nanos(8_009);
 /// Before a multiple at which cells leave, no work is begun for so long: the time of the pieces below.
-const GUARD: Nanos = Nanos(1_200);
+const GUARD: Nanos = Nanos(1_000);
+/// Slots staged in one turn, at most: more than datagrams, so that a worker that was held up first catches up with what
+/// leaves. Datagrams wait in the port's ring meanwhile.
+const STAGE_TURN: usize = 128;
 /// Slots staged between two looks at the clock.
 const STAGE_PIECE: usize = 4;
 /// Datagrams received between two looks at the clock.
@@ -363,10 +367,10 @@ impl<P: Port> Turning<P> {
         }
     }
 
-    /// Seals what comes due within the lead, [`TURN`] slots at most. Returns the time.
+    /// Seals what comes due within the lead, [`STAGE_TURN`] slots at most. Returns the time.
     fn stage(&mut self) -> Nanos {
         let mut now = self.keep_slots();
-        for _ in 0..TURN / STAGE_PIECE {
+        for _ in 0..STAGE_TURN / STAGE_PIECE {
             let staged = self.engine.stage(now, STAGE_PIECE, &mut self.pool, &mut self.edge);
             now = self.keep_slots();
             if staged < STAGE_PIECE {
