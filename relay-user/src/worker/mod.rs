@@ -12,7 +12,7 @@ pub use snapshot::{Snapshot, Totals};
 
 use crate::engine::time::Nanos;
 use crate::engine::{Command, Engine, Event};
-use crate::port::{Peer, Port, Received};
+use crate::port::{BindMode, Peer, Port, Received};
 use crate::xsk::{Frame, FramePool};
 use crossbeam::channel::{Receiver, Sender, TryRecvError, bounded};
 use crossbeam::queue::ArrayQueue;
@@ -42,9 +42,11 @@ const MAX_SLEEP: Nanos = Nanos::MILLISECOND;
 const HOUSEKEEPING: Nanos = Nanos(20 * Nanos::MILLISECOND.0);
 
 /// Cells leave at multiples of this on the worker's clock, at the first one after their slot. How late they are then
-/// follows from where their slot lies in between, whatever the worker does meanwhile. A prime number, so that the slots of
+/// follows from where their slot lies in between, whatever the worker does meanwhile. Prime numbers, so that the slots of
 /// a class whose period is a round one do not always lie at the same few places.
 const GRID: Nanos = Nanos(8_009);
+/// The same where the kernel copies: there a system call costs as much as opening and sealing a cell, and is for more of them.
+const COPYING_GRID: Nanos = Nanos(32_003);
 /// Before a multiple at which cells leave, no work is begun for so long: the time of the pieces below.
 const GUARD: Nanos = Nanos(1_000);
 /// Slots staged in one turn, at most: more than datagrams, so that a worker that was held up first catches up with what
@@ -186,6 +188,10 @@ impl Worker {
     ) -> std::io::Result<Self> {
         let (commands, inbox) = bounded(COMMANDS);
         let snapshot = Arc::new(Snapshot::default());
+        let grid = match port.mode().bind {
+            BindMode::Copy | BindMode::Udp => COPYING_GRID,
+            BindMode::ZeroCopy | BindMode::Memory => GRID,
+        };
         let mut turning = Turning {
             engine,
             port,
@@ -199,6 +205,7 @@ impl Worker {
             received: Vec::with_capacity(TURN),
             housekeeping: Nanos(0),
             tick: Nanos(0),
+            grid,
             number,
             crossing,
             asked_for: 0,
@@ -302,6 +309,7 @@ struct Turning<P> {
     housekeeping: Nanos,
     /// The grid's multiple up to which cells have left.
     tick: Nanos,
+    grid: Nanos,
     number: u16,
     crossing: Option<Crossing>,
     /// The last session that no worker had and that the control plane was asked for.
@@ -334,7 +342,7 @@ impl<P: Port> Turning<P> {
     /// another piece of work might miss it. Called between any two pieces of work. Returns the time.
     fn keep_slots(&mut self) -> Nanos {
         let mut now = self.clock.now();
-        let tick = Nanos((now.0 + GUARD.0) / GRID.0 * GRID.0);
+        let tick = Nanos((now.0 + GUARD.0) / self.grid.0 * self.grid.0);
         if tick <= self.tick {
             return now;
         }
@@ -476,8 +484,10 @@ impl<P: Port> Turning<P> {
 
     fn sleep(&self) {
         let now = self.clock.now();
-        let slot =
-            self.engine.next_slot().map(|at| Nanos(at.0.next_multiple_of(GRID.0).saturating_sub(SPIN.0)));
+        let slot = self
+            .engine
+            .next_slot()
+            .map(|at| Nanos(at.0.next_multiple_of(self.grid.0).saturating_sub(SPIN.0)));
         let staging = self.engine.next_deadline().map(|at| at + STAGING_SLACK);
         let wake = slot.into_iter().chain(staging).min().unwrap_or(now + MAX_SLEEP).min(now + MAX_SLEEP);
         let span = wake.since(now);
