@@ -1,16 +1,18 @@
 //! Links: kept up from start, with backoff; handshakes, rekeys, and the rate that circuits have taken of each. No IO and
 //! no clock: [`Outbox`] takes what is to be done.
 
+mod parked;
 mod rekey;
 
 use super::action::{Action, Outbox, Refusal};
 use crate::crypto::datagram::{HsInit, HsResp, Mac1Key, Retry};
 use crate::crypto::handshake::{self, HandshakeRole, Initiator, Prologue};
 use crate::crypto::retry::{InitGuard, TokenKeys, TokenSubject};
-use crate::crypto::{LinkKeys, Split, StaticKey, Suite};
+use crate::crypto::{LinkKeys, StaticKey, Suite};
 use crate::engine::schedule::{Law, Schedule};
 use crate::engine::time::Nanos;
 use crate::engine::{Command, Session};
+use parked::Parked;
 use rand_core::{CryptoRng, Rng};
 use relay_common::abi::session_slot;
 use relay_common::wire::{DatagramType, DestroyReason, RELAY_ID_LEN};
@@ -27,8 +29,6 @@ const REKEY_PATIENCE: Nanos = Nanos(2 * Nanos::SECOND.0);
 const OLD_KEYS: Nanos = Nanos(10 * Nanos::SECOND.0);
 /// How long a link that we answered may wait for its first cell.
 const CONFIRMATION: Nanos = Nanos(5 * Nanos::SECOND.0);
-/// Handshakes that may wait for their first cell.
-const MAX_PARKED: usize = 256;
 /// HS_INITs remembered against replay.
 const GUARD: usize = 1 << 16;
 
@@ -104,18 +104,6 @@ enum Who {
     /// Index into the peers.
     Peer(usize),
     Client,
-}
-
-/// A handshake that this relay answered, before it is known which worker its cells come to.
-#[derive(Debug)]
-struct Parked {
-    who: Who,
-    lane: u16,
-    source: SocketAddr,
-    pace: Pace,
-    send_index: u32,
-    split: Split,
-    born: Nanos,
 }
 
 #[derive(Debug)]
@@ -247,13 +235,7 @@ impl Links {
         if let Some(identity) = &mut self.identity {
             identity.tokens.refresh(now.0, rng);
         }
-        let given_up = |parked: &Parked| now.since(parked.born) > CONFIRMATION;
-        let gone: Vec<u32> =
-            self.parked.iter().filter(|(_, parked)| given_up(parked)).map(|(&index, _)| index).collect();
-        for index in gone {
-            self.parked.remove(&index);
-            self.forget_session(index, out);
-        }
+        self.give_parked_up(Nanos(now.0.saturating_sub(CONFIRMATION.0)), out);
         for peer in 0..self.peers.len() {
             if self.peers[peer].initiates && self.up(peer).is_none() && now >= self.dials[peer].again {
                 self.dial(peer, [0; 16], now, rng, out);
@@ -377,31 +359,6 @@ impl Links {
         };
         if opened {
             out.push(Action::Datagram { lane, to: source, bytes: reply });
-        }
-    }
-
-    /// Waits for the first cell of a session, which says to which worker the NIC sends them.
-    fn park(&mut self, receive_index: u32, parked: Parked, out: &mut Outbox) -> bool {
-        if self.parked.len() >= MAX_PARKED {
-            self.slots.remove(&session_slot(receive_index));
-            out.refuse(Refusal::Exhausted);
-            return false;
-        }
-        out.push(Action::AdmitSession { receive_index, source: parked.source, link: None });
-        self.parked.insert(receive_index, parked);
-        true
-    }
-
-    /// A cell came to `worker` for a session that no worker has.
-    pub(super) fn on_unowned(
-        &mut self,
-        receive_index: u32,
-        worker: u16,
-        rng: &mut impl CryptoRng,
-        out: &mut Outbox,
-    ) {
-        if let Some(parked) = self.parked.remove(&receive_index) {
-            self.open(receive_index, &parked, worker.into(), false, rng, out);
         }
     }
 
@@ -580,9 +537,7 @@ impl Links {
 
     /// Takes every link down, for a clean stop.
     pub(super) fn close_all(&mut self, out: &mut Outbox) {
-        for index in std::mem::take(&mut self.parked).into_keys() {
-            self.forget_session(index, out);
-        }
+        self.give_parked_up(Nanos(u64::MAX), out);
         let numbers: Vec<u32> = self.links.keys().copied().collect();
         for number in numbers {
             self.close(number, out);

@@ -118,6 +118,7 @@ impl Engine {
             return;
         };
         *slot = Some(Box::new(circuit));
+        self.circuit_count += 1;
         for (side, direction) in sides {
             if let Some(side) = side {
                 self.attach(number, direction, side);
@@ -226,6 +227,7 @@ impl Engine {
             }
         }
         let Some(circuit) = self.circuits.get_mut(number as usize).and_then(Option::take) else { return };
+        self.circuit_count -= 1;
         let opened = match &circuit.role {
             Role::Carried(carried) => carried.ends_here,
             Role::Origin(origin) => origin.open,
