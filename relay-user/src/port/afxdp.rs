@@ -166,7 +166,7 @@ impl Port for AfXdpPort {
         Ok(())
     }
 
-    fn flush(&mut self, pool: &mut FramePool) {
+    fn flush(&mut self, pool: &mut FramePool) -> bool {
         let kick = self.socket.kick(MAX_KICKS);
         self.counters.kicks += u64::from(kick.calls);
         self.counters.tx_lost += u64::from(kick.lost);
@@ -174,6 +174,7 @@ impl Port for AfXdpPort {
             pool.put(frame);
         }
         self.socket.release_completed();
+        kick.left > 0
     }
 
     fn counters(&self) -> PortCounters {

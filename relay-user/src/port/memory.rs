@@ -82,9 +82,10 @@ impl Port for MemoryPort {
         Ok(())
     }
 
-    fn flush(&mut self, _pool: &mut FramePool) {
+    fn flush(&mut self, _pool: &mut FramePool) -> bool {
         self.counters.tx += self.queued.len() as u64;
         self.sent.append(&mut self.queued);
+        false
     }
 
     fn counters(&self) -> PortCounters {

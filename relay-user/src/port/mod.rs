@@ -154,7 +154,8 @@ pub trait Port {
     fn transmit(&mut self, slot: u32, frame: Frame) -> Result<(), TransmitError>;
 
     /// Sends what was queued, with one system call where one is enough, and puts frames that are done into `pool`.
-    fn flush(&mut self, pool: &mut FramePool);
+    /// Returns whether some of it still waits, because the kernel could take no more: it leaves with a later flush.
+    fn flush(&mut self, pool: &mut FramePool) -> bool;
 
     /// Totals so far.
     fn counters(&self) -> PortCounters;

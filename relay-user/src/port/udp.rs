@@ -217,7 +217,7 @@ impl Port for UdpPort {
         Err(TransmitError { frame, reason })
     }
 
-    fn flush(&mut self, pool: &mut FramePool) {
+    fn flush(&mut self, pool: &mut FramePool) -> bool {
         while let Some((peer, frame)) = self.queue.front() {
             let source = peer.local.ip();
             let transmit = Transmit {
@@ -241,6 +241,7 @@ impl Port for UdpPort {
                 pool.put(frame);
             }
         }
+        !self.queue.is_empty()
     }
 
     fn counters(&self) -> PortCounters {

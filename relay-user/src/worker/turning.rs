@@ -65,6 +65,8 @@ pub(super) struct Turning<P> {
     /// The grid's multiple up to which cells have left.
     tick: Nanos,
     grid: Nanos,
+    /// The port holds cells that the kernel could not take.
+    unsent: bool,
     /// The last session that no worker had and that the control plane was asked for.
     asked_for: u32,
 }
@@ -96,6 +98,7 @@ impl<P: Port> Turning<P> {
             housekeeping: Nanos(0),
             tick: Nanos(0),
             grid,
+            unsent: false,
             asked_for: 0,
         }
     }
@@ -137,6 +140,8 @@ impl<P: Port> Turning<P> {
                 now = self.clock.now();
             }
             self.send_due(tick);
+        } else if self.unsent {
+            self.unsent = self.port.flush(&mut self.pool);
         }
         now
     }
@@ -150,7 +155,7 @@ impl<P: Port> Turning<P> {
                 .emit(tick, |link, frame| port.transmit(link, frame).map_err(|refused| refused.frame));
             queued += sent;
             if queued >= FLUSH || (sent == 0 && queued > 0) {
-                port.flush(&mut self.pool);
+                self.unsent = port.flush(&mut self.pool);
                 queued = 0;
             }
             if sent == 0 {

@@ -131,6 +131,8 @@ pub struct Kick {
     pub calls: u32,
     /// Packets that the kernel took and dropped at once, since the device had no room.
     pub lost: u32,
+    /// Packets that the kernel has not taken yet.
+    pub left: u32,
 }
 
 /// A bound AF_XDP socket. One worker owns it.
@@ -406,6 +408,7 @@ impl XskSocket {
                 Err(_) => break,
             }
         }
+        kick.left = self.transmit.pending();
         kick
     }
 

@@ -129,11 +129,12 @@ impl Port for PacedPort {
         self.wire.transmit(slot, frame)
     }
 
-    fn flush(&mut self, pool: &mut FramePool) {
-        self.wire.flush(pool);
+    fn flush(&mut self, pool: &mut FramePool) -> bool {
+        let waits = self.wire.flush(pool);
         while let Some(sent) = self.wire.take_sent() {
             pool.put(sent.frame);
         }
+        waits
     }
 
     fn counters(&self) -> PortCounters {

@@ -109,8 +109,8 @@ impl<P: Port> Port for Metered<P> {
         self.port.transmit(slot, frame)
     }
 
-    fn flush(&mut self, pool: &mut FramePool) {
-        self.port.flush(pool);
+    fn flush(&mut self, pool: &mut FramePool) -> bool {
+        self.port.flush(pool)
     }
 
     fn counters(&self) -> PortCounters {
