@@ -78,7 +78,7 @@ impl<T> Store<T> {
         node.item.take()
     }
 
-    /// Drops all of `queue`'s items that `count` says yes to or not; returns to how many it said yes.
+    /// Drops all items of `queue`; returns how many of them `count` says yes to.
     pub(super) fn clear(&mut self, queue: &mut Queue, count: impl Fn(&T) -> bool) -> usize {
         std::iter::from_fn(|| self.pop(queue)).filter(count).count()
     }

@@ -78,16 +78,13 @@ impl Workers {
     /// Where a queue is full or a worker has ended; the command is lost then.
     pub fn tell(&self, command: ToWorker) -> Result<(), WorkerBusy> {
         let number = match &command {
-            ToWorker::Engine(Command::RemoveSession { receive_index }) => {
-                let receive_index = *receive_index;
-                let told = self
-                    .all
-                    .iter()
-                    .map(|worker| worker.tell(ToWorker::Engine(Command::RemoveSession { receive_index })));
-                return told.fold(Ok(()), Result::and);
-            }
             ToWorker::Engine(command) => match command.home() {
-                Home::Link(number) | Home::Circuit(number) | Home::Session(number) => number,
+                Home::Link(number) | Home::Circuit(number) => number,
+                // Who has it need not be known: to the others it says nothing.
+                Home::Session(receive_index) => {
+                    let forget = || ToWorker::Engine(Command::RemoveSession { receive_index });
+                    return self.all.iter().map(|worker| worker.tell(forget())).fold(Ok(()), Result::and);
+                }
             },
             ToWorker::SetPeer { link, .. } => *link,
             ToWorker::Stop => {
