@@ -16,6 +16,7 @@ pub mod edge;
 pub mod engine;
 mod host;
 pub mod neighbour;
+pub mod observe;
 pub mod port;
 pub mod steering;
 pub mod worker;
