@@ -11,6 +11,7 @@
 //!
 //! Everything is made over netlink; only `ethtool` is called as a program, because its ioctl has no safe wrapper.
 
+pub mod interrupt;
 pub mod lab;
 pub mod netns;
 pub mod nodes;
@@ -19,6 +20,8 @@ pub mod packet;
 pub mod privilege;
 pub mod processes;
 pub mod program;
+pub mod recorder;
+mod tap;
 pub mod veth;
 mod wiring;
 
@@ -26,3 +29,4 @@ pub use lab::{Host, Lab};
 pub use netns::{Netns, NetnsGuard};
 pub use nodes::Nodes;
 pub use observer::{Flow, Observer, Snapshot};
+pub use recorder::{Recorder, Recording};

@@ -24,6 +24,39 @@ pub const CLIENT_RATE: u32 = 1500;
 /// Cells per second of a link between relays.
 pub const TRUNK_RATE: u32 = 2000;
 
+/// A class of the network document.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Class<'a> {
+    /// Cells per second.
+    pub rate: u32,
+    /// The word after `schedule =`.
+    pub schedule: &'a str,
+}
+
+/// How the lab's network is laid out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Layout<'a> {
+    /// Workers on each relay, and lanes of each trunk. The lab must have as many queues.
+    pub workers: u16,
+    /// The class of the client's link.
+    pub client: Class<'a>,
+    /// The class of the trunks.
+    pub trunk: Class<'a>,
+    /// The word after `cover =` in the client's configuration.
+    pub cover: &'a str,
+}
+
+impl Default for Layout<'_> {
+    fn default() -> Self {
+        Self {
+            workers: 1,
+            client: Class { rate: CLIENT_RATE, schedule: "jittered" },
+            trunk: Class { rate: TRUNK_RATE, schedule: "constant" },
+            cover: "circuit",
+        }
+    }
+}
+
 /// How long before now the document is valid: clocks differ.
 const VALID_BEFORE: u64 = 3600;
 /// How long the document is valid, in seconds.
@@ -111,7 +144,7 @@ impl<'a> Nodes<'a> {
     /// # Errors
     /// When the program fails or a file cannot be written.
     pub fn prepare(lab: &'a Lab, relay: &Path) -> Result<Self> {
-        Self::prepare_wide(lab, relay, 1)
+        Self::prepare_as(lab, relay, Layout::default())
     }
 
     /// As [`Nodes::prepare`], with so many workers on each relay, and as many lanes of each trunk. The lab must have as
@@ -120,6 +153,14 @@ impl<'a> Nodes<'a> {
     /// # Errors
     /// As [`Nodes::prepare`].
     pub fn prepare_wide(lab: &'a Lab, relay: &Path, workers: u16) -> Result<Self> {
+        Self::prepare_as(lab, relay, Layout { workers, ..Layout::default() })
+    }
+
+    /// As [`Nodes::prepare`], with this layout.
+    ///
+    /// # Errors
+    /// As [`Nodes::prepare`].
+    pub fn prepare_as(lab: &'a Lab, relay: &Path, layout: Layout<'_>) -> Result<Self> {
         let nodes = Self { lab, relay: relay.to_owned(), running: BTreeMap::new() };
         let operator = nodes.keygen("--operator", &lab.dir().join("operator.key"))?;
         let mut relays = Vec::with_capacity(RELAYS.len());
@@ -128,11 +169,11 @@ impl<'a> Nodes<'a> {
         }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock stands before 1970")?;
         let valid = (now.as_secs() - VALID_BEFORE, now.as_secs() + VALID_FOR);
-        nodes.publish(&network(&relays, valid, workers)?)?;
+        nodes.publish(&network(&relays, valid, layout)?)?;
         for host in RELAYS {
-            nodes.write(&nodes.file(host, "toml"), &nodes.relay_config(host, &operator, workers))?;
+            nodes.write(&nodes.file(host, "toml"), &nodes.relay_config(host, &operator, layout.workers))?;
         }
-        nodes.write(&nodes.file(Host::Client, "toml"), &nodes.client_config(&operator))?;
+        nodes.write(&nodes.file(Host::Client, "toml"), &nodes.client_config(&operator, layout.cover))?;
         Ok(nodes)
     }
 
@@ -313,9 +354,9 @@ impl<'a> Nodes<'a> {
         text
     }
 
-    fn client_config(&self, operator: &str) -> String {
+    fn client_config(&self, operator: &str, cover: &str) -> String {
         format!(
-            "network = \"network.toml\"\noperator = \"{operator}\"\nclass = \"standard\"\ncover = \"circuit\"\n\
+            "network = \"network.toml\"\noperator = \"{operator}\"\nclass = \"standard\"\ncover = \"{cover}\"\n\
              path = [\"entry\", \"middle\", \"exit\"]\n\n\
              [datapath]\nmode = \"udp\"\nlisten = \"0.0.0.0:0\"\n\n[worker]\npoll = \"adaptive\"\n\n\
              [control]\nsocket = \"{}\"\n\n\
@@ -342,13 +383,18 @@ pub fn relay_id(host: Host) -> String {
 }
 
 /// A network document, unsigned, of relays with these public keys that holds in these seconds since 1970.
-fn network(relays: &[(Host, String)], (from, until): (u64, u64), lanes: u16) -> Result<String> {
+fn network(relays: &[(Host, String)], (from, until): (u64, u64), layout: Layout<'_>) -> Result<String> {
+    let (client, trunk, lanes) = (layout.client, layout.trunk, layout.workers);
     let mut text = format!(
         "version = 1\nepoch = 1\nvalid_from = \"{}\"\nvalid_until = \"{}\"\ncell_len = 1360\nsuite = 1\n\n\
-         [classes.standard]\nrate = {CLIENT_RATE}\nschedule = \"jittered\"\n\n\
-         [classes.trunk]\nrate = {TRUNK_RATE}\nschedule = \"constant\"\n",
+         [classes.standard]\nrate = {}\nschedule = \"{}\"\n\n\
+         [classes.trunk]\nrate = {}\nschedule = \"{}\"\n",
         rfc3339(from),
         rfc3339(until),
+        client.rate,
+        client.schedule,
+        trunk.rate,
+        trunk.schedule,
     );
     for (host, key) in relays {
         let address = host.address().context("a relay has an address")?;
@@ -411,7 +457,7 @@ mod tests {
     #[test]
     fn the_document_joins_every_relay_to_the_next() {
         let keys: Vec<(Host, String)> = RELAYS.map(|host| (host, "ab".repeat(32))).into();
-        let text = network(&keys, (0, 1), 1).expect("network");
+        let text = network(&keys, (0, 1), Layout::default()).expect("network");
         assert_eq!(text.matches("[[relays]]").count(), 3);
         assert_eq!(text.matches("between").count(), 2);
         assert!(text.contains(&relay_id(Host::Middle)));

@@ -1,24 +1,18 @@
 //! Somebody on the wire: sees every frame that enters a port of the bridge, holds no keys, and counts.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::io::IoSliceMut;
 use std::net::IpAddr;
-use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use memchr::memmem::Finder;
-use nix::errno::Errno;
-use nix::sys::socket::sockopt::{RcvBufForce, ReceiveTimestampns, RxqOvfl};
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, MultiHeaders, recvmmsg, setsockopt};
-use nix::sys::time::TimeSpec;
-use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
 use crate::netns::Netns;
 use crate::packet::{Sight, look_at};
+use crate::tap::{Caught, Tap, since_epoch};
 
 /// Width of a counting bin.
 pub const BIN: Duration = Duration::from_millis(100);
@@ -33,15 +27,6 @@ const LENGTHS_KEPT: usize = 64;
 const HEADERS: u32 = 160;
 /// Bytes captured when payload is searched: more than any frame of the lab.
 const WHOLE_FRAME: u32 = 2048;
-/// Frames per system call.
-const BATCH: usize = 64;
-/// Receive buffer in bytes: about a second of the lab's busiest wire.
-const RECEIVE_BUFFER: usize = 64 << 20;
-/// How often the socket is emptied. Frames carry the kernel's time, so this coarsens nothing.
-const TURN: Duration = Duration::from_millis(5);
-
-/// `ETH_P_ALL` of linux/if_ether.h.
-const EVERY_PROTOCOL: u16 = 3;
 
 /// Datagrams of one sender to one receiver.
 #[derive(Debug, Clone, Default)]
@@ -158,11 +143,12 @@ impl Observer {
             .map(|bytes| Finder::new(bytes).into_owned())
             .collect();
         let captured = if canaries.is_empty() { HEADERS } else { WHOLE_FRAME };
-        let socket = wire.run(|| packet_socket(ports, captured)).context("the observer cannot listen")?;
+        let tap =
+            wire.run(|| Tap::on_ports(ports, captured)).context("the observer cannot listen")?;
         let started = since_epoch();
         let seen = Arc::new(Mutex::new(Snapshot::default()));
         let stop = Arc::new(AtomicBool::new(false));
-        let watch = Watch { socket, canaries, captured: captured as usize, started };
+        let watch = Watch { tap, canaries, started };
         let thread = std::thread::Builder::new().name("observer".to_owned()).spawn({
             let (seen, stop) = (Arc::clone(&seen), Arc::clone(&stop));
             move || watch.run(&seen, &stop)
@@ -196,61 +182,25 @@ impl Drop for Observer {
 }
 
 struct Watch {
-    socket: Socket,
+    tap: Tap,
     canaries: Vec<Finder<'static>>,
-    captured: usize,
     started: Duration,
 }
 
 impl Watch {
     fn run(&self, seen: &Mutex<Snapshot>, stop: &AtomicBool) {
-        let mut buffers = vec![vec![0; self.captured]; BATCH];
-        while !stop.load(Ordering::Relaxed) {
-            match self.receive(&mut buffers, seen) {
-                Ok(BATCH) => {}
-                Ok(_) | Err(Errno::EINTR) => std::thread::sleep(TURN),
-                Err(error) => {
-                    eprintln!("the observer can no longer listen: {error}");
-                    return;
+        let watched = self.tap.drain_until(stop, |caught| {
+            let mut snapshot = locked(seen);
+            match caught {
+                Caught::Frame(at, frame) => {
+                    self.count(&mut snapshot, frame, bin_of(at.saturating_sub(self.started)));
                 }
+                Caught::Lost(lost) => snapshot.lost = lost,
             }
+        });
+        if let Err(error) = watched {
+            eprintln!("the observer can no longer listen: {error}");
         }
-    }
-
-    fn receive(&self, buffers: &mut [Vec<u8>], seen: &Mutex<Snapshot>) -> Result<usize, Errno> {
-        let mut slices: Vec<[IoSliceMut<'_>; 1]> =
-            buffers.iter_mut().map(|buffer| [IoSliceMut::new(buffer)]).collect();
-        // Made afresh each time: the kernel shortens each header's control length to what it used, and the next call
-        // would offer only that.
-        let mut headers = MultiHeaders::<()>::preallocate(BATCH, Some(nix::cmsg_space!(TimeSpec, u32)));
-        let received = match recvmmsg(
-            self.socket.as_raw_fd(),
-            &mut headers,
-            slices.iter_mut(),
-            MsgFlags::MSG_DONTWAIT,
-            None,
-        ) {
-            Err(Errno::EAGAIN) => return Ok(0),
-            other => other?,
-        };
-        let mut count = 0;
-        let mut snapshot = locked(seen);
-        for message in received {
-            count += 1;
-            let mut at = None;
-            for control in message.cmsgs()? {
-                match control {
-                    ControlMessageOwned::ScmTimestampns(time) => at = Some(Duration::from(time)),
-                    ControlMessageOwned::RxqOvfl(lost) => snapshot.lost = u64::from(lost),
-                    _ => {}
-                }
-            }
-            let bin = bin_of(at.unwrap_or_else(since_epoch).saturating_sub(self.started));
-            for frame in message.iovs() {
-                self.count(&mut snapshot, frame, bin);
-            }
-        }
-        Ok(count)
     }
 
     fn count(&self, snapshot: &mut Snapshot, frame: &[u8], bin: u64) {
@@ -278,56 +228,8 @@ impl Watch {
     }
 }
 
-fn packet_socket(ports: &[u32], captured: u32) -> Result<Socket> {
-    let protocol = Protocol::from(i32::from(EVERY_PROTOCOL.to_be()));
-    let socket =
-        Socket::new(Domain::PACKET, Type::RAW, Some(protocol)).context("cannot open a packet socket")?;
-    socket.attach_filter(&filter(ports, captured)?).context("cannot attach a filter")?;
-    setsockopt(&socket, RcvBufForce, &RECEIVE_BUFFER).context("cannot enlarge the receive buffer")?;
-    setsockopt(&socket, ReceiveTimestampns, &true).context("cannot ask for times of arrival")?;
-    setsockopt(&socket, RxqOvfl, &1).context("cannot ask for the number of lost frames")?;
-    // Frames of the moment before the filter was there.
-    let mut scrap = [0; 1];
-    while nix::sys::socket::recv(socket.as_raw_fd(), &mut scrap, MsgFlags::MSG_DONTWAIT).is_ok() {}
-    Ok(socket)
-}
-
-/// A classic BPF program: frames that *enter* one of `ports`, cut to `captured` bytes. Without the direction, a bridged
-/// frame would be seen twice, entering one port and leaving by another.
-fn filter(ports: &[u32], captured: u32) -> Result<Vec<SockFilter>> {
-    // linux/filter.h (SKF_AD_OFF, SKF_AD_PKTTYPE, SKF_AD_IFINDEX), linux/bpf_common.h and linux/if_packet.h.
-    const LOAD_WORD: u16 = 0x20;
-    const JUMP_IF_EQUAL: u16 = 0x15;
-    const RETURN: u16 = 0x06;
-    const ANCILLARY: u32 = 0xffff_f000;
-    const PACKET_TYPE: u32 = ANCILLARY + 4;
-    const INTERFACE: u32 = ANCILLARY + 8;
-    const PACKET_OUTGOING: u32 = 4;
-    let count = match u8::try_from(ports.len()) {
-        Ok(count) if count <= 64 => count,
-        _ => bail!("the observer watches up to 64 ports, not {}", ports.len()),
-    };
-    let mut program = vec![
-        SockFilter::new(LOAD_WORD, 0, 0, PACKET_TYPE),
-        SockFilter::new(JUMP_IF_EQUAL, count + 1, 0, PACKET_OUTGOING),
-        SockFilter::new(LOAD_WORD, 0, 0, INTERFACE),
-    ];
-    program.extend((1..=count).zip(ports).map(|(nth, &port)| {
-        let to_accept = count - nth + 1;
-        SockFilter::new(JUMP_IF_EQUAL, to_accept, 0, port)
-    }));
-    program.push(SockFilter::new(RETURN, 0, 0, 0));
-    program.push(SockFilter::new(RETURN, 0, 0, captured));
-    Ok(program)
-}
-
 fn bin_of(since_start: Duration) -> u64 {
     u64::try_from(since_start.as_millis() / BIN.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// The clock that the kernel stamps frames with.
-fn since_epoch() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 fn locked(seen: &Mutex<Snapshot>) -> MutexGuard<'_, Snapshot> {

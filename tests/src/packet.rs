@@ -10,6 +10,8 @@ const ETHERTYPE_IPV6: u16 = 0x86dd;
 const UDP: u8 = 17;
 const ICMPV6: u8 = 58;
 const UDP_HEADER: u16 = 8;
+/// Where the payload of a UDP datagram over IPv4 without options begins.
+pub(crate) const UDP_PAYLOAD_IPV4: usize = ETHERNET + 20 + 8;
 
 /// What kind of frame it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

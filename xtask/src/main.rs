@@ -3,6 +3,7 @@
 mod bench;
 mod ci;
 mod ebpf;
+mod privacy;
 mod run;
 mod test;
 mod tools;
@@ -29,6 +30,8 @@ enum Task {
     Ci,
     /// Measure the data plane: ratios within one run, as a table, JSON and HTML
     Bench(bench::BenchArgs),
+    /// Attack the traffic of real programs through each defence, on the real kernel (needs root)
+    Privacy(privacy::PrivacyArgs),
     /// Build, verify or disassemble the XDP program
     Ebpf(ebpf::EbpfArgs),
     /// Run a command under a stock kernel in an emulated machine
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
         Task::Test(args) => test::run(&args),
         Task::Ci => ci::run(),
         Task::Bench(args) => bench::run(&args),
+        Task::Privacy(args) => privacy::run(&args),
         Task::Ebpf(args) => ebpf::run(args),
         Task::Vm(args) => return vm::run(&args),
         Task::Serve(args) => run::serve::run(&args),

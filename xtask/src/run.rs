@@ -1,7 +1,6 @@
 //! `cargo xtask run`: the relay network over three hops on this machine, watched on its wire.
 
 mod files;
-pub(crate) mod interrupt;
 mod nodes;
 mod phases;
 mod report;
@@ -12,10 +11,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use relay_tests::interrupt::Interrupt;
 use relay_tests::{Host, Lab, Observer};
 
 use self::files::RELAYS;
-use self::interrupt::Interrupt;
 use self::nodes::{Nodes, Status};
 use self::phases::Phases;
 use self::report::Report;

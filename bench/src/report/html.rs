@@ -13,7 +13,7 @@ use crate::session::{Distribution, Series, Session};
 
 /// Above this ratio between the highest and the lowest value, a percentile plot is logarithmic in y as well.
 const WIDE: f64 = 30.0;
-const STYLE: &str = include_str!("style.css");
+pub(crate) const STYLE: &str = include_str!("style.css");
 
 /// Writes the page to `path` and a `.hgrm` file for each distribution beside it; returns what was written.
 ///
@@ -156,7 +156,7 @@ fn is_wide(lines: &[Series]) -> bool {
     high > WIDE * low
 }
 
-fn figure(out: &mut String, title: &str, x: Axis<'_>, y: Axis<'_>, lines: &[Series]) {
+pub(crate) fn figure(out: &mut String, title: &str, x: Axis<'_>, y: Axis<'_>, lines: &[Series]) {
     let _ = writeln!(out, "<figure>\n<figcaption>{}</figcaption>", escape(title));
     match plot::svg(x, y, lines) {
         Some(svg) => {
@@ -187,7 +187,7 @@ fn files(out: &mut String, group: &[&Distribution], stem: &str) {
 }
 
 /// Dashes for each colour, and the colours that a dark page has instead.
-fn lines_css() -> String {
+pub(crate) fn lines_css() -> String {
     const DASHES: [&str; plot::LINES.len()] =
         ["none", "9 4", "3 3", "12 3 3 3", "6 2 2 2 2 2", "14 6", "1 4"];
     const DARK: [&str; plot::LINES.len()] =
@@ -208,7 +208,7 @@ fn lines_css() -> String {
     out
 }
 
-fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 

@@ -3,5 +3,5 @@
 pub mod html;
 pub mod json;
 pub mod percentiles;
-mod plot;
+pub(crate) mod plot;
 pub mod table;

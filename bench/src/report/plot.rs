@@ -18,15 +18,15 @@ const DECADES: f64 = 2.5;
 /// Points of one line, at most; more than the picture has columns.
 const POINTS: usize = 2_000;
 /// What CSS calls these; Okabe and Ito's palette, in the order in which lines get them.
-pub(super) const LINES: [&str; 7] =
+pub(crate) const LINES: [&str; 7] =
     ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F"];
 /// Text, axes and grid.
-pub(super) const INK: &str = "#101010";
-pub(super) const GRID: &str = "#E0E0E0";
+pub(crate) const INK: &str = "#101010";
+pub(crate) const GRID: &str = "#E0E0E0";
 
 /// How an axis runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Scale {
+pub(crate) enum Scale {
     Linear,
     Log,
     /// Logarithmic over 1/(1-q), labelled with q in percent.
@@ -35,10 +35,10 @@ pub(super) enum Scale {
 
 /// An axis.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Axis<'a> {
+pub(crate) struct Axis<'a> {
     /// What it shows, with its unit.
-    pub(super) title: &'a str,
-    pub(super) scale: Scale,
+    pub(crate) title: &'a str,
+    pub(crate) scale: Scale,
 }
 
 impl Scale {
@@ -132,7 +132,7 @@ fn number(value: f64) -> String {
 }
 
 /// Draws at most as many lines as there are [`LINES`]; `None` where no point can be drawn.
-pub(super) fn svg(x: Axis<'_>, y: Axis<'_>, series: &[Series]) -> Option<String> {
+pub(crate) fn svg(x: Axis<'_>, y: Axis<'_>, series: &[Series]) -> Option<String> {
     let lines: Vec<Vec<(f64, f64)>> =
         series.iter().take(LINES.len()).map(|line| places(line, x.scale, y.scale)).collect();
     let xs = range(lines.iter().flatten().map(|point| point.0), x.scale)?;

@@ -46,7 +46,7 @@ pub fn render(figures: &[Figure]) -> String {
 }
 
 /// A number with as many places as it needs to be read.
-pub(super) fn short(value: f64) -> String {
+pub(crate) fn short(value: f64) -> String {
     let size = value.abs();
     if size >= 1000.0 || size.fract() == 0.0 {
         format!("{value:.0}")

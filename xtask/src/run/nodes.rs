@@ -8,12 +8,12 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use relay_tests::interrupt::Interrupt;
 use relay_tests::processes::end_child;
 use relay_tests::{Host, Lab};
 use serde::Deserialize;
 
 use super::files::{config_file, socket_file};
-use super::interrupt::Interrupt;
 
 /// Time for all nodes to become ready.
 const READY_LIMIT: Duration = Duration::from_secs(60);

@@ -8,10 +8,10 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use relay_tests::interrupt::Interrupt;
 use tempfile::{NamedTempFile, TempDir};
 
 use super::kernel::Kernel;
-use crate::run::interrupt::Interrupt;
 
 /// How often the machine is looked after.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);

@@ -8,11 +8,14 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// Set once SIGINT, SIGTERM or SIGHUP has arrived.
 #[derive(Debug, Clone)]
-pub(crate) struct Interrupt(Arc<AtomicBool>);
+pub struct Interrupt(Arc<AtomicBool>);
 
 impl Interrupt {
     /// Listens from now on; these signals no longer end the process by themselves.
-    pub(crate) fn listen() -> Result<Self> {
+    ///
+    /// # Errors
+    /// Where the kernel refuses the handlers or a thread.
+    pub fn listen() -> Result<Self> {
         let flag = Arc::new(AtomicBool::new(false));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let mut signals = {
@@ -36,7 +39,8 @@ impl Interrupt {
         Ok(interrupt)
     }
 
-    pub(crate) fn is_set(&self) -> bool {
+    /// Whether one has arrived.
+    pub fn is_set(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 }

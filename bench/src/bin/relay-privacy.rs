@@ -1,0 +1,66 @@
+//! `cargo xtask privacy` ends up here, in a release build.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::Parser;
+use relay_bench::privacy::{self, Options};
+
+/// Attacks the traffic of real programs through each defence, on this machine.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask privacy")]
+struct Arguments {
+    /// Fewer windows: at most 15 minutes, with wider intervals
+    #[arg(long)]
+    quick: bool,
+    /// Also writes the results here, as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Also writes the results here, as an HTML page with plots
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Decides every order and every drawing
+    #[arg(long, value_name = "NUMBER", default_value_t = 1)]
+    seed: u64,
+    /// Only this scenario; may be given several times
+    #[arg(long = "scenario", value_name = "NAME")]
+    scenarios: Vec<String>,
+    /// Only this defence; may be given several times
+    #[arg(long = "defence", value_name = "NAME")]
+    defences: Vec<String>,
+    /// The program `relay`, built for release
+    #[arg(long, value_name = "FILE", hide = true)]
+    relay: PathBuf,
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let options = Options {
+        quick: arguments.quick,
+        relay: arguments.relay,
+        seed: arguments.seed,
+        scenarios: arguments.scenarios,
+        defences: arguments.defences,
+    };
+    let (report, pictures) = privacy::run(&options)?;
+    print!("{}", privacy::text::table(&report));
+    if let Some(path) = &arguments.json {
+        let json = privacy::text::json(&report)?;
+        std::fs::write(path, json).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    if let Some(path) = &arguments.html {
+        let page = privacy::page::render(&report, &pictures);
+        std::fs::write(path, page).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
+}

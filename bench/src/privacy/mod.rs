@@ -1,0 +1,258 @@
+//! What the wire tells: scenarios of payload, through defences, against attacks, on the real kernel.
+//!
+//! ```text
+//!  scenario's programs -> client's tunnel -> wire -> ... -> exit -> service
+//!                            |                |
+//!                        the truth        what anybody has: time, length, addresses
+//!                            +---- record ----+
+//!                                    |
+//!                 windows, labelled -> attacks (relay_user::observe) -> rows -> table, JSON, page
+//! ```
+//!
+//! Every defence is measured in the same way as the tunnel without shaping, which the attacks must see through: a row
+//! at chance says nothing where the same attack is blind there.
+
+mod attack;
+mod cost;
+mod fault;
+mod network;
+pub mod page;
+mod picture;
+mod plain;
+pub mod record;
+pub mod row;
+mod scenario;
+mod servers;
+pub mod text;
+mod tool;
+
+use std::io::{IsTerminal as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use rand_chacha::ChaCha8Rng;
+use rand_core::{Rng as _, SeedableRng as _};
+use relay_tests::interrupt::Interrupt;
+use relay_tests::{Host, Lab};
+use relay_user::observe::finding::{Attack, Interval, Target};
+
+use self::network::{Defence, Network};
+use self::page::Picture;
+use self::record::{Plan, Run};
+use self::row::{Cost, Row, Status};
+use self::scenario::Scenario;
+use self::servers::Servers;
+use self::text::Report;
+use crate::probe::GapProbe;
+
+/// Names of the lab's namespaces begin with it.
+const PREFIX: &str = "privacy";
+/// Keys, configurations and logs.
+const DIR: &str = "/run/evenwire-privacy";
+/// How long the gap probe runs before each defence, and at the end.
+const PROBE: Duration = Duration::from_millis(500);
+/// Round trips measured for each defence.
+const ROUND_TRIPS: usize = 150;
+
+/// What a run is to do.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Fewer windows, so wider intervals.
+    pub quick: bool,
+    /// The program `relay`, built for release.
+    pub relay: PathBuf,
+    /// Decides every order and every drawing.
+    pub seed: u64,
+    /// Only these, by name; all where none is named.
+    pub scenarios: Vec<String>,
+    /// Only these, by name; all where none is named.
+    pub defences: Vec<String>,
+}
+
+/// Measures everything. What cannot run here becomes a row that says so.
+///
+/// # Errors
+/// Without root, and when the user interrupts.
+pub fn run(options: &Options) -> Result<(Report, Vec<Picture>)> {
+    if !relay_tests::privilege::is_root() {
+        bail!(
+            "cargo xtask privacy needs root: it makes network namespaces, loads an XDP program and opens raw sockets"
+        );
+    }
+    let mut bench = Bench::new(options)?;
+    for defence in defences(options) {
+        if let Err(error) = bench.defence(defence) {
+            if bench.interrupt.is_set() {
+                bail!("interrupted: nothing is reported");
+            }
+            bench.rows.push(not_run(defence, &error));
+        }
+    }
+    bench.finish()
+}
+
+/// Those that are measured: the control first, since others are compared with it.
+fn defences(options: &Options) -> Vec<Defence> {
+    let schedules: &[&str] = if options.quick { &QUICK } else { &FULL };
+    let all = std::iter::once(Defence::PLAIN).chain(schedules.iter().map(|name| Defence::schedule(name)));
+    all.filter(|defence| is_wanted(&options.defences, defence.name)).collect()
+}
+
+const QUICK: [&str; 2] = ["constant", "jittered"];
+const FULL: [&str; 2] = ["constant", "jittered"];
+
+fn is_wanted(named: &[String], name: &str) -> bool {
+    named.is_empty() || named.iter().any(|wanted| wanted == name)
+}
+
+fn plan(quick: bool, defence: Defence, scenario: Scenario) -> Plan {
+    // A segment a second has to have a second.
+    let block = if scenario == Scenario::Video { 1600 } else { 800 };
+    // What is plain to see takes few windows; chance takes many to be bounded by 0.03.
+    let seconds = match (quick, defence.schedule.is_some()) {
+        (true, true) => 31,
+        (true, false) => 13,
+        (false, true) => 180,
+        (false, false) => 40,
+    };
+    Plan {
+        block: Duration::from_millis(block),
+        guard: Duration::from_millis(200),
+        window: Duration::from_millis(25),
+        blocks: u32::try_from(seconds * 1000 / block).unwrap_or(2).next_multiple_of(2),
+    }
+}
+
+fn not_run(defence: Defence, error: &anyhow::Error) -> Row {
+    Row {
+        attack: Attack::Activity,
+        scenario: "all".into(),
+        defence: defence.name.into(),
+        statistic: "all".into(),
+        value: f64::NAN,
+        interval: Interval { low: f64::NAN, high: f64::NAN },
+        target: Target::None,
+        samples: 0,
+        status: Status::NotRun,
+        note: format!("{error:#}"),
+    }
+}
+
+struct Bench<'a> {
+    options: &'a Options,
+    interrupt: Interrupt,
+    started: Instant,
+    rng: ChaCha8Rng,
+    probe: GapProbe,
+    rows: Vec<Row>,
+    cost: Vec<Cost>,
+    pictures: Vec<Picture>,
+    progress_shown: bool,
+}
+
+impl<'a> Bench<'a> {
+    fn new(options: &'a Options) -> Result<Self> {
+        Ok(Self {
+            options,
+            interrupt: Interrupt::listen()?,
+            started: Instant::now(),
+            rng: ChaCha8Rng::seed_from_u64(options.seed),
+            probe: GapProbe::new(),
+            rows: Vec::new(),
+            cost: Vec::new(),
+            pictures: Vec::new(),
+            progress_shown: false,
+        })
+    }
+
+    /// Measures one defence in every scenario, and attacks what was recorded once its programs have ended.
+    fn defence(&mut self, defence: Defence) -> Result<()> {
+        self.progress("gap probe");
+        self.probe.watch(PROBE);
+        let mut runs = Vec::new();
+        self.record(defence, &mut runs)?;
+        for run in &runs {
+            self.progress(&format!("{}, {}: attacks", defence.name, run.scenario.name()));
+            self.rows.extend(attack::one(run, &mut self.rng));
+            self.pictures.extend(picture::of(run));
+            self.heed_interrupt()?;
+        }
+        self.progress(&format!("{}: attacks over all scenarios", defence.name));
+        self.rows.extend(attack::all(&runs, &mut self.rng));
+        self.heed_interrupt()
+    }
+
+    fn record(&mut self, defence: Defence, runs: &mut Vec<Run>) -> Result<()> {
+        self.progress(&format!("{}: starting", defence.name));
+        let lab = Lab::build(PREFIX, Path::new(DIR))?;
+        let service = Host::Service.address().context("the service has an address")?;
+        let _servers = Servers::start(lab.netns(Host::Service), service)?;
+        let mut network = Network::start(&lab, &self.options.relay, defence)?;
+        self.progress(&format!("{}: round trips", defence.name));
+        let rng = &mut self.rng;
+        let pause = || Duration::from_micros(5_000 + rng.next_u64() % 20_000);
+        let round_trips = network.round_trips(ROUND_TRIPS, pause)?;
+        for scenario in Scenario::ALL {
+            if !is_wanted(&self.options.scenarios, scenario.name()) {
+                continue;
+            }
+            self.progress(&format!("{}, {}: recording", defence.name, scenario.name()));
+            let plan = plan(self.options.quick, defence, scenario);
+            let what = (defence, scenario, plan);
+            match record::record(&lab, &mut network, what, &mut self.rng, &self.interrupt) {
+                Ok(run) => runs.push(run),
+                Err(error) => {
+                    self.heed_interrupt()?;
+                    network.check()?;
+                    self.rows.push(Row { scenario: scenario.name().into(), ..not_run(defence, &error) });
+                }
+            }
+        }
+        if let Some(bulk) = runs.iter().find(|run| run.scenario == Scenario::Bulk) {
+            self.cost.push(cost::of(bulk, round_trips));
+        }
+        Ok(())
+    }
+
+    fn heed_interrupt(&self) -> Result<()> {
+        if self.interrupt.is_set() {
+            bail!("interrupted");
+        }
+        Ok(())
+    }
+
+    /// One line that replaces the last, on standard error.
+    fn progress(&mut self, what: &str) {
+        let seconds = self.started.elapsed().as_secs();
+        let mut out = std::io::stderr().lock();
+        // Nothing is lost where standard error is closed: the report does not depend on it.
+        let _ = if out.is_terminal() {
+            write!(out, "\r\x1b[2K{seconds:>4} s  {what}")
+        } else {
+            writeln!(out, "{seconds:>4} s  {what}")
+        };
+        let _ = out.flush();
+        self.progress_shown = true;
+    }
+
+    fn finish(mut self) -> Result<(Report, Vec<Picture>)> {
+        self.progress("gap probe");
+        self.probe.watch(PROBE);
+        if self.progress_shown && std::io::stderr().is_terminal() {
+            eprint!("\r\x1b[2K");
+        }
+        cost::compare(&mut self.cost);
+        row::sort(&mut self.rows);
+        let report = Report {
+            quick: self.options.quick,
+            seconds: self.started.elapsed().as_secs_f64(),
+            seed: self.options.seed,
+            rows: self.rows,
+            cost: self.cost,
+            noise: self.probe.noise(),
+            left_out: attack::LEFT_OUT.map(str::to_owned).to_vec(),
+        };
+        Ok((report, self.pictures))
+    }
+}

@@ -1,0 +1,130 @@
+//! A defence, running: the three-hop network with a class for its client, or the tunnel without shaping.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use relay_tests::nodes::{Class, Layout};
+use relay_tests::{Host, Lab, Nodes};
+use std::net::{Ipv4Addr, UdpSocket};
+
+use super::{plain, servers};
+
+/// Time for all nodes to become ready, and for the first packet to come through.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What stands between payload and wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Defence {
+    /// Its name in tables and JSON.
+    pub name: &'static str,
+    /// The client's class; `None` for the tunnel without shaping.
+    pub schedule: Option<&'static str>,
+}
+
+impl Defence {
+    /// The tunnel without shaping: what attacks must see through.
+    pub const PLAIN: Self = Self { name: "plain tunnel", schedule: None };
+
+    /// A schedule of the client's link, by the word of the network document.
+    pub const fn schedule(name: &'static str) -> Self {
+        Self { name, schedule: Some(name) }
+    }
+}
+
+/// The running tunnel.
+#[derive(Debug)]
+pub(super) struct Network<'a> {
+    lab: &'a Lab,
+    nodes: Option<Nodes<'a>>,
+}
+
+impl<'a> Network<'a> {
+    /// Brings the defence up in `lab` and waits until packets come through.
+    ///
+    /// # Errors
+    /// Where it does not come up.
+    pub(super) fn start(lab: &'a Lab, relay: &Path, defence: Defence) -> Result<Self> {
+        let nodes = match defence.schedule {
+            None => {
+                plain::lay(lab).context("the tunnel without shaping cannot be laid")?;
+                None
+            }
+            Some(schedule) => {
+                let usual = Layout::default();
+                let client = Class { schedule, ..usual.client };
+                // A trunk has to go like the clock that the defence is about, for the rows of trunks.
+                let trunk = Class { schedule, ..usual.trunk };
+                let mut nodes = Nodes::prepare_as(lab, relay, Layout { client, trunk, ..usual })?;
+                nodes.start_all(PATIENCE)?;
+                Some(nodes)
+            }
+        };
+        let mut network = Self { lab, nodes };
+        network.wait_passable()?;
+        Ok(network)
+    }
+
+    fn wait_passable(&mut self) -> Result<()> {
+        let until = Instant::now() + PATIENCE;
+        while ping(self.lab, Duration::from_millis(300))?.is_none() {
+            self.check()?;
+            ensure!(Instant::now() < until, "no packet comes through the tunnel");
+        }
+        Ok(())
+    }
+
+    /// Fails where a node has stopped by itself.
+    ///
+    /// # Errors
+    /// Then.
+    pub(super) fn check(&mut self) -> Result<()> {
+        self.nodes.as_mut().map_or(Ok(()), Nodes::check_alive)
+    }
+
+    /// Slots that the client and the relays missed so far.
+    pub(super) fn missed_slots(&self) -> u64 {
+        let Some(nodes) = &self.nodes else { return 0 };
+        let hosts = [Host::Client, Host::Entry, Host::Middle, Host::Exit];
+        hosts.into_iter().filter_map(|host| nodes.status(host).ok()).map(|status| status.missed_slots).sum()
+    }
+
+    /// The client's interface into the tunnel.
+    pub(super) fn interface(&self) -> &'static str {
+        if self.nodes.is_some() { "ew0" } else { plain::INTERFACE }
+    }
+
+    /// Round trips of `count` packets to the service and back, at random times, in milliseconds; lost ones are left
+    /// out.
+    ///
+    /// # Errors
+    /// Where no socket can be had, or nearly all packets are lost.
+    pub(super) fn round_trips(&self, count: usize, mut pause: impl FnMut() -> Duration) -> Result<Vec<f64>> {
+        let mut times = Vec::with_capacity(count);
+        for _ in 0..count {
+            std::thread::sleep(pause());
+            if let Some(time) = ping(self.lab, Duration::from_millis(500))? {
+                times.push(time.as_secs_f64() * 1e3);
+            }
+        }
+        if times.len() * 2 < count {
+            bail!("only {} of {count} packets came back", times.len());
+        }
+        Ok(times)
+    }
+}
+
+/// Sends a packet to the service's call port and waits for its return.
+fn ping(lab: &Lab, patience: Duration) -> Result<Option<Duration>> {
+    let service = Host::Service.address().context("the service has an address")?;
+    lab.netns(Host::Client).run(|| {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        socket.set_read_timeout(Some(patience))?;
+        let sent = Instant::now();
+        // Until the tunnel's route is there, the network is unreachable.
+        let echoed = socket
+            .send_to(&[1; 64], (service, servers::VOICE))
+            .and_then(|_| socket.recv_from(&mut [0; 128]));
+        Ok(echoed.ok().map(|_| sent.elapsed()))
+    })
+}

@@ -1,0 +1,36 @@
+//! The wire beside the payload.
+
+use relay_tests::Host;
+
+use super::page::Picture;
+use super::record::Run;
+use crate::session::Series;
+
+/// Nanoseconds shown.
+const SPAN: u64 = 8_000_000_000;
+/// Nanoseconds of a bin.
+const BIN: u64 = 50_000_000;
+
+/// What the client's uplink and downlink showed during the first seconds, beside what the programs sent and received.
+pub(super) fn of(run: &Run) -> Option<Picture> {
+    let [out, home] = [(Host::Client, Host::Entry), (Host::Entry, Host::Client)];
+    let wires = [run.wire(out.0, out.1)?, run.wire(home.0, home.1)?];
+    let mbit = |bytes: u64| bytes as f64 * 8.0 / (BIN as f64 / 1e9) / 1e6;
+    let line = |name: &str, trace: &relay_user::observe::trace::Trace| {
+        let bins = trace.window(0, SPAN).bytes(BIN);
+        let at = |bin: usize| bin as f64 * BIN as f64 / 1e9;
+        let points = bins.iter().enumerate().map(|(bin, &bytes)| (at(bin), mbit(bytes))).collect();
+        Series { name: name.into(), points }
+    };
+    Some(Picture {
+        title: format!("{}, {}", run.scenario.name(), run.defence.name),
+        x: "seconds".into(),
+        y: "Mbit/s".into(),
+        series: vec![
+            line("wire, from the client", wires[0]),
+            line("wire, to the client", wires[1]),
+            line("payload, from the client", &run.inside[0]),
+            line("payload, to the client", &run.inside[1]),
+        ],
+    })
+}

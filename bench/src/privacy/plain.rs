@@ -1,0 +1,62 @@
+//! The tunnel without shaping, which every attack must see through: the kernel's VXLAN over the same hops. Each packet
+//! leaves as a datagram of its own, when it comes and as long as it is.
+
+use anyhow::{Context as _, Result};
+use relay_tests::lab::EXIT_OUTSIDE;
+use relay_tests::{Host, Lab};
+
+use super::tool::call;
+
+/// The client's interface into the tunnel.
+pub(super) const INTERFACE: &str = "vx1";
+
+/// The tunnel's joints, from the client on.
+const JOINTS: [(u8, Host, Host); 3] =
+    [(1, Host::Client, Host::Entry), (2, Host::Entry, Host::Middle), (3, Host::Middle, Host::Exit)];
+
+/// Lays the tunnel through the hosts of `lab`. It goes with the lab's namespaces.
+///
+/// # Errors
+/// Where the kernel lacks VXLAN, or refuses a step.
+pub(super) fn lay(lab: &Lab) -> Result<()> {
+    for (number, near, far) in JOINTS {
+        end(lab, number, (near, 1), far)?;
+        end(lab, number, (far, 2), near)?;
+    }
+    for host in [Host::Entry, Host::Middle, Host::Exit] {
+        lab.netns(host).sysctl("net/ipv4/ip_forward", "1")?;
+        // A forwarded packet would be announced a better way to now and then, which no payload asked for.
+        lab.netns(host).sysctl("net/ipv4/conf/all/send_redirects", "0")?;
+    }
+    for (host, route) in [
+        (Host::Client, "198.51.100.0/24 via 10.77.1.2".to_owned()),
+        (Host::Entry, "198.51.100.0/24 via 10.77.2.2".to_owned()),
+        (Host::Middle, "198.51.100.0/24 via 10.77.3.2".to_owned()),
+        (Host::Service, format!("10.77.0.0/16 via {EXIT_OUTSIDE}")),
+        (Host::Exit, "10.77.1.0/24 via 10.77.3.1".to_owned()),
+        (Host::Middle, "10.77.1.0/24 via 10.77.2.1".to_owned()),
+    ] {
+        call(lab.netns(host), &format!("ip route add {route}"))?;
+    }
+    Ok(())
+}
+
+fn end(lab: &Lab, number: u8, (host, place): (Host, u8), other: Host) -> Result<()> {
+    let netns = lab.netns(host);
+    let local = host.address().context("a host on the wire has an address")?;
+    let remote = other.address().context("a host on the wire has an address")?;
+    // One source port: otherwise each inner connection would be a flow of its own.
+    for line in [
+        format!(
+            "ip link add vx{number} type vxlan id {number} local {local} remote {remote} dev wire0 \
+             dstport 4789 srcport 4789 4790"
+        ),
+        format!("ip address add 10.77.{number}.{place}/24 dev vx{number}"),
+        format!("ip link set vx{number} mtu 1400 up"),
+        // Segments of one packet's size, as a wire carries them.
+        format!("ethtool -K vx{number} gso off tso off gro off"),
+    ] {
+        call(netns, &line)?;
+    }
+    Ok(())
+}

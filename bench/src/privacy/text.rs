@@ -1,0 +1,185 @@
+//! Rows and costs for the terminal and for machines.
+
+use std::fmt::Write as _;
+
+use serde::Serialize;
+
+use super::row::{Cost, Row, Status};
+use crate::figure::Noise;
+use crate::report::json::kernel;
+use crate::report::table::short;
+
+/// What a whole run says.
+#[derive(Debug)]
+pub struct Report {
+    /// Fewer windows, so wider intervals.
+    pub quick: bool,
+    /// Seconds that it took.
+    pub seconds: f64,
+    /// The seed of all drawing.
+    pub seed: u64,
+    /// What attacks found, failures first.
+    pub rows: Vec<Row>,
+    /// What the defences cost.
+    pub cost: Vec<Cost>,
+    /// The machine meanwhile.
+    pub noise: Noise,
+    /// What could not be tried here, and why.
+    pub left_out: Vec<String>,
+}
+
+/// The report as a table, failures first.
+pub fn table(report: &Report) -> String {
+    let mut out = String::new();
+    let width = |column: &dyn Fn(&Row) -> usize| report.rows.iter().map(column).max().unwrap_or(0);
+    let statistic = width(&|row| row.statistic.chars().count());
+    let scenario = width(&|row| row.scenario.chars().count());
+    let defence = width(&|row| row.defence.chars().count());
+    let mut status = None;
+    for row in &report.rows {
+        if status.replace(row.status) != Some(row.status) {
+            let _ = writeln!(out, "\n{}", heading(row.status));
+        }
+        let interval = format!("[{}, {}]", short(row.interval.low), short(row.interval.high));
+        let _ = writeln!(
+            out,
+            "  {:>2} {:<13} {:<scenario$} {:<defence$} {:<statistic$} {:>8} {interval:<18} {:<12} {:<8} {}",
+            row.attack.number(),
+            row.attack.name(),
+            row.scenario,
+            row.defence,
+            row.statistic,
+            short(row.value),
+            row.target_text(),
+            row.status.word(),
+            row.note
+        );
+    }
+    let _ = writeln!(out, "\ncost of the client's link, both ways together");
+    for cost in &report.cost {
+        let added = |value: Option<f64>| value.map_or_else(String::new, |value| format!(" ({value:+.2})"));
+        let _ = writeln!(
+            out,
+            "  {:<defence$} idle {:>6.2} Mbit/s   download {:>6.2} Mbit/s for {:>6.2} of payload ({:.2} to 1)   \
+             round trip p50 {:.2} ms{}, p99 {:.2} ms{}",
+            cost.defence,
+            cost.wire_idle_mbit,
+            cost.wire_bulk_mbit,
+            cost.payload_bulk_mbit,
+            cost.overhead,
+            cost.round_trip_p50_ms,
+            added(cost.added_p50_ms),
+            cost.round_trip_p99_ms,
+            added(cost.added_p99_ms),
+        );
+    }
+    for reason in &report.left_out {
+        let _ = writeln!(out, "not tried: {reason}");
+    }
+    let noise = report.noise;
+    let _ = writeln!(
+        out,
+        "\n{}; seed {}; {:.0} s\nthe machine's gaps, µs: p99 {:.1}, p99.9 {:.1}, max {:.0}; {:.2} % of the time in gaps",
+        summary(report),
+        report.seed,
+        report.seconds,
+        noise.gap_p99_us,
+        noise.gap_p999_us,
+        noise.gap_max_us,
+        noise.lost_percent
+    );
+    out
+}
+
+const fn heading(status: Status) -> &'static str {
+    match status {
+        Status::Missed => "missed",
+        Status::Invalid => "invalid: not to be read as anything",
+        Status::NoPower => "no power: too little to tell, never a pass",
+        Status::NotRun => "not run",
+        Status::Met => "met",
+        Status::Reported => "reported, without a target",
+    }
+}
+
+/// How many rows say what.
+pub fn summary(report: &Report) -> String {
+    let count = |status| report.rows.iter().filter(|row| row.status == status).count();
+    format!(
+        "{} rows: {} met, {} missed, {} without power, {} invalid, {} not run",
+        report.rows.len(),
+        count(Status::Met),
+        count(Status::Missed),
+        count(Status::NoPower),
+        count(Status::Invalid),
+        count(Status::NotRun)
+    )
+}
+
+#[derive(Debug, Serialize)]
+struct Document<'a> {
+    kernel: String,
+    quick: bool,
+    seconds: f64,
+    seed: u64,
+    noise: Noise,
+    rows: Vec<JsonRow<'a>>,
+    cost: &'a [Cost],
+    left_out: &'a [String],
+}
+
+#[derive(Debug, Serialize)]
+struct JsonRow<'a> {
+    number: u8,
+    attack: &'static str,
+    scenario: &'a str,
+    defence: &'a str,
+    statistic: &'a str,
+    value: Option<f64>,
+    ci_low: Option<f64>,
+    ci_high: Option<f64>,
+    target: String,
+    ok: Option<bool>,
+    status: Status,
+    samples: usize,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    note: &'a str,
+}
+
+/// The report as one JSON document.
+///
+/// # Errors
+/// None that a report can cause; a serializer's own.
+pub fn json(report: &Report) -> anyhow::Result<String> {
+    let rows = report.rows.iter().map(json_row);
+    let document = Document {
+        kernel: kernel(),
+        quick: report.quick,
+        seconds: report.seconds,
+        seed: report.seed,
+        noise: report.noise,
+        rows: rows.collect(),
+        cost: &report.cost,
+        left_out: &report.left_out,
+    };
+    Ok(serde_json::to_string_pretty(&document)? + "\n")
+}
+
+fn json_row(row: &Row) -> JsonRow<'_> {
+    let finite = |value: f64| value.is_finite().then_some(value);
+    JsonRow {
+        number: row.attack.number(),
+        attack: row.attack.name(),
+        scenario: &row.scenario,
+        defence: &row.defence,
+        statistic: &row.statistic,
+        value: finite(row.value),
+        ci_low: finite(row.interval.low),
+        ci_high: finite(row.interval.high),
+        target: row.target_text(),
+        ok: row.is_ok(),
+        status: row.status,
+        samples: row.samples,
+        note: &row.note,
+    }
+}

@@ -1,0 +1,205 @@
+//! Somebody on the wire who writes down when every packet came, for those who compute with it afterwards.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::netns::Netns;
+use crate::packet::{Sight, UDP_PAYLOAD_IPV4, look_at};
+use crate::tap::{Caught, Tap};
+use crate::wiring::index_of;
+
+/// Bytes kept of the payload of some datagrams.
+pub const HEAD: usize = 64;
+/// Of so many datagrams, one's first bytes are kept.
+const HEAD_EVERY: usize = 8;
+/// Packets kept at most: about ten minutes of the lab's wire, 400 MiB.
+const PACKETS_KEPT: usize = 16 << 20;
+/// Packets that there is room for from the start, so that nothing is moved while something is measured.
+const ROOM: usize = 1 << 20;
+
+/// One packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seen {
+    /// When the kernel saw it, in nanoseconds since 1970.
+    pub at: u64,
+    /// Sender.
+    pub source: Ipv4Addr,
+    /// Receiver.
+    pub destination: Ipv4Addr,
+    /// On a wire, bytes of UDP payload; at an interface, bytes of the IP packet.
+    pub length: u16,
+}
+
+/// The beginning of a datagram's payload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Head {
+    /// Sender.
+    pub source: Ipv4Addr,
+    /// Receiver.
+    pub destination: Ipv4Addr,
+    /// The first bytes.
+    pub bytes: [u8; HEAD],
+}
+
+/// What was written down since the last time that it was taken.
+#[derive(Debug, Clone, Default)]
+pub struct Recording {
+    /// The packets, in the order in which they came.
+    pub seen: Vec<Seen>,
+    /// The beginnings of some of them, on a wire.
+    pub heads: Vec<Head>,
+    /// Packets missing: the kernel could not queue them, or there was no room.
+    pub lost: u64,
+}
+
+#[derive(Debug, Default)]
+struct Notes {
+    recording: Recording,
+    lost_in_all: u64,
+    lost_before: u64,
+}
+
+/// A running recorder; dropping it ends its thread.
+#[derive(Debug)]
+pub struct Recorder {
+    notes: Arc<Mutex<Notes>>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Recorder {
+    /// Writes down the UDP datagrams over IPv4 that enter the bridge ports with these indices in the namespace `wire`.
+    ///
+    /// # Errors
+    /// When the packet socket cannot be opened (needs root) or there are more than 64 ports.
+    pub fn on_wire(wire: &Netns, ports: &[u32]) -> Result<Self> {
+        let captured = UDP_PAYLOAD_IPV4 + HEAD;
+        let tap = wire.run(|| Tap::on_ports(ports, u32::try_from(captured)?));
+        Self::start(tap.context("the recorder cannot listen")?, datagram)
+    }
+
+    /// Writes down the IPv4 packets that pass `interface` in `netns`, either way.
+    ///
+    /// # Errors
+    /// When there is no such interface, or the packet socket cannot be opened (needs root).
+    pub fn at_interface(netns: &Netns, interface: &str) -> Result<Self> {
+        let index = netns.netlink(|handle| async move { index_of(&handle, interface).await })?;
+        let tap = netns.run(|| Tap::on_interface(index, 64));
+        Self::start(tap.with_context(|| format!("the recorder cannot listen at {interface}"))?, packet)
+    }
+
+    fn start(tap: Tap, read: fn(&[u8]) -> Option<(Ipv4Addr, Ipv4Addr, u16)>) -> Result<Self> {
+        let notes = Arc::new(Mutex::new(Notes { recording: fresh(), ..Notes::default() }));
+        let stop = Arc::new(AtomicBool::new(false));
+        let thread = std::thread::Builder::new().name("recorder".to_owned()).spawn({
+            let (notes, stop) = (Arc::clone(&notes), Arc::clone(&stop));
+            move || {
+                let ended = tap.drain_until(&stop, |caught| match caught {
+                    Caught::Frame(at, frame) => {
+                        if let Some(packet) = read(frame) {
+                            locked(&notes).write(at, packet, frame);
+                        }
+                    }
+                    Caught::Lost(lost) => locked(&notes).lost_in_all = lost,
+                });
+                if let Err(error) = ended {
+                    eprintln!("the recorder can no longer listen: {error}");
+                }
+            }
+        })?;
+        Ok(Self { notes, stop, thread: Some(thread) })
+    }
+
+    /// What was written down since the last call.
+    pub fn take(&self) -> Recording {
+        let mut notes = locked(&self.notes);
+        let mut taken = std::mem::replace(&mut notes.recording, fresh());
+        taken.lost += notes.lost_in_all - notes.lost_before;
+        notes.lost_before = notes.lost_in_all;
+        taken
+    }
+
+    /// Whether the recorder still listens.
+    pub fn is_listening(&self) -> bool {
+        self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
+    }
+}
+
+impl Drop for Recorder {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            thread.join().ok();
+        }
+    }
+}
+
+impl Notes {
+    fn write(&mut self, at: Duration, (source, destination, length): (Ipv4Addr, Ipv4Addr, u16), frame: &[u8]) {
+        let recording = &mut self.recording;
+        if recording.seen.len() >= PACKETS_KEPT {
+            recording.lost += 1;
+            return;
+        }
+        if recording.seen.len().is_multiple_of(HEAD_EVERY)
+            && let Some(bytes) = frame.get(UDP_PAYLOAD_IPV4..).and_then(|payload| payload.first_chunk())
+        {
+            recording.heads.push(Head { source, destination, bytes: *bytes });
+        }
+        let at = u64::try_from(at.as_nanos()).unwrap_or(u64::MAX);
+        recording.seen.push(Seen { at, source, destination, length });
+    }
+}
+
+fn fresh() -> Recording {
+    Recording {
+        seen: Vec::with_capacity(ROOM),
+        heads: Vec::with_capacity(ROOM / HEAD_EVERY),
+        lost: 0,
+    }
+}
+
+fn datagram(frame: &[u8]) -> Option<(Ipv4Addr, Ipv4Addr, u16)> {
+    match look_at(frame) {
+        Sight::Udp { source: IpAddr::V4(source), destination: IpAddr::V4(destination), length } => {
+            Some((source, destination, length))
+        }
+        _ => None,
+    }
+}
+
+/// Reads the header of an IPv4 packet.
+fn packet(bytes: &[u8]) -> Option<(Ipv4Addr, Ipv4Addr, u16)> {
+    let header: &[u8; 20] = bytes.first_chunk()?;
+    let [version, _, long, short, .., s0, s1, s2, s3, d0, d1, d2, d3] = *header;
+    let addresses = (Ipv4Addr::new(s0, s1, s2, s3), Ipv4Addr::new(d0, d1, d2, d3));
+    (version >> 4 == 4).then_some((addresses.0, addresses.1, u16::from_be_bytes([long, short])))
+}
+
+fn locked(notes: &Mutex<Notes>) -> MutexGuard<'_, Notes> {
+    notes.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ipv4_packet_is_read_and_others_are_not() {
+        let mut bytes = [0; 20];
+        bytes[0] = 0x45;
+        bytes[2..4].copy_from_slice(&1400_u16.to_be_bytes());
+        bytes[12..16].copy_from_slice(&[100, 64, 0, 2]);
+        bytes[16..20].copy_from_slice(&[198, 51, 100, 80]);
+        let read = packet(&bytes);
+        assert_eq!(read, Some((Ipv4Addr::new(100, 64, 0, 2), Ipv4Addr::new(198, 51, 100, 80), 1400)));
+        assert_eq!(packet(&bytes[..19]), None);
+        bytes[0] = 0x60;
+        assert_eq!(packet(&bytes), None);
+    }
+}
