@@ -30,12 +30,12 @@ pub fn mutual_information(x: &[usize], y: &[usize]) -> f64 {
 /// The bin (below `bins`) of each value, with about as many values in each. Equal values share a bin, so that there may be
 /// fewer.
 pub fn quantile_bins(values: &[f64], bins: usize) -> Vec<usize> {
-    let edges = edges(values, bins);
+    let edges = quantile_edges(values, bins);
     values.iter().map(|value| edges.partition_point(|edge| edge < value)).collect()
 }
 
 /// The inner edges of `bins` bins with about as many values in each; a value equal to an edge lies below it.
-pub(in crate::observe) fn edges(values: &[f64], bins: usize) -> Vec<f64> {
+pub fn quantile_edges(values: &[f64], bins: usize) -> Vec<f64> {
     let mut sorted = values.to_vec();
     sorted.sort_unstable_by(f64::total_cmp);
     let mut edges: Vec<f64> =
