@@ -13,10 +13,14 @@ use crate::packet::{Sight, UDP_PAYLOAD_IPV4, look_at};
 use crate::tap::{Caught, Tap};
 use crate::wiring::index_of;
 
-/// Bytes kept of the payload of some datagrams.
-pub const HEAD: usize = 64;
-/// Of so many datagrams, one's first bytes are kept.
-const HEAD_EVERY: usize = 8;
+/// Of so many datagrams, one is kept whole.
+const WHOLE_EVERY: usize = 29;
+/// Datagrams kept whole, at most: 11 MiB of them.
+const WHOLE_KEPT: usize = 8192;
+/// Bytes captured on a wire: more than any frame of the lab.
+const FRAME: u32 = 2048;
+/// Bytes captured at an interface: a header.
+const HEADER: u32 = 64;
 /// Packets kept at most: about ten minutes of the lab's wire, 400 MiB.
 const PACKETS_KEPT: usize = 16 << 20;
 /// Packets that there is room for from the start, so that nothing is moved while something is measured.
@@ -35,15 +39,15 @@ pub struct Seen {
     pub length: u16,
 }
 
-/// The beginning of a datagram's payload.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Head {
+/// A datagram's payload.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Datagram {
     /// Sender.
     pub source: Ipv4Addr,
     /// Receiver.
     pub destination: Ipv4Addr,
-    /// The first bytes.
-    pub bytes: [u8; HEAD],
+    /// All its bytes.
+    pub bytes: Vec<u8>,
 }
 
 /// What was written down since the last time that it was taken.
@@ -51,8 +55,8 @@ pub struct Head {
 pub struct Recording {
     /// The packets, in the order in which they came.
     pub seen: Vec<Seen>,
-    /// The beginnings of some of them, on a wire.
-    pub heads: Vec<Head>,
+    /// Some of them, on a wire.
+    pub whole: Vec<Datagram>,
     /// Packets missing: the kernel could not queue them, or there was no room.
     pub lost: u64,
 }
@@ -78,8 +82,7 @@ impl Recorder {
     /// # Errors
     /// When the packet socket cannot be opened (needs root) or there are more than 64 ports.
     pub fn on_wire(wire: &Netns, ports: &[u32]) -> Result<Self> {
-        let captured = UDP_PAYLOAD_IPV4 + HEAD;
-        let tap = wire.run(|| Tap::on_ports(ports, u32::try_from(captured)?));
+        let tap = wire.run(|| Tap::on_ports(ports, FRAME));
         Self::start(tap.context("the recorder cannot listen")?, datagram)
     }
 
@@ -89,7 +92,7 @@ impl Recorder {
     /// When there is no such interface, or the packet socket cannot be opened (needs root).
     pub fn at_interface(netns: &Netns, interface: &str) -> Result<Self> {
         let index = netns.netlink(|handle| async move { index_of(&handle, interface).await })?;
-        let tap = netns.run(|| Tap::on_interface(index, 64));
+        let tap = netns.run(|| Tap::on_interface(index, HEADER));
         Self::start(tap.with_context(|| format!("the recorder cannot listen at {interface}"))?, packet)
     }
 
@@ -146,10 +149,11 @@ impl Notes {
             recording.lost += 1;
             return;
         }
-        if recording.seen.len().is_multiple_of(HEAD_EVERY)
-            && let Some(bytes) = frame.get(UDP_PAYLOAD_IPV4..).and_then(|payload| payload.first_chunk())
+        if recording.seen.len().is_multiple_of(WHOLE_EVERY)
+            && recording.whole.len() < WHOLE_KEPT
+            && let Some(bytes) = frame.get(UDP_PAYLOAD_IPV4..)
         {
-            recording.heads.push(Head { source, destination, bytes: *bytes });
+            recording.whole.push(Datagram { source, destination, bytes: bytes.to_vec() });
         }
         let at = u64::try_from(at.as_nanos()).unwrap_or(u64::MAX);
         recording.seen.push(Seen { at, source, destination, length });
@@ -159,7 +163,7 @@ impl Notes {
 fn fresh() -> Recording {
     Recording {
         seen: Vec::with_capacity(ROOM),
-        heads: Vec::with_capacity(ROOM / HEAD_EVERY),
+        whole: Vec::with_capacity(WHOLE_KEPT),
         lost: 0,
     }
 }

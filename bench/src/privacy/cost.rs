@@ -1,19 +1,21 @@
 //! What a defence takes of bandwidth and time.
 
 use relay_tests::Host;
+use relay_user::observe::trace::Trace;
 
 use super::record::{Block, Run, nanos};
 use super::row::Cost;
+use super::scenario::Scenario;
 
-/// What one defence's runs say of its cost; `bulk` is a run of a download.
-pub(super) fn of(bulk: &Run, mut round_trips: Vec<f64>) -> Cost {
+/// What one defence's run, with downloads among its payload, says of its cost.
+pub(super) fn of(run: &Run, mut round_trips: Vec<f64>) -> Cost {
     round_trips.sort_unstable_by(f64::total_cmp);
     let wires = [(Host::Client, Host::Entry), (Host::Entry, Host::Client)];
-    let wire = |busy| rate(bulk, busy, wires.iter().filter_map(|&(from, to)| bulk.wire(from, to)));
-    let (idle, loaded) = (wire(false), wire(true));
-    let payload = rate(bulk, true, bulk.inside.iter());
+    let wire = |what| rate(run, what, wires.iter().filter_map(|&(from, to)| run.wire(from, to)));
+    let (idle, loaded) = (wire(None), wire(Some(Scenario::Bulk)));
+    let payload = rate(run, Some(Scenario::Bulk), run.inside.iter());
     Cost {
-        defence: bulk.defence.name.into(),
+        defence: run.defence.name.into(),
         wire_idle_mbit: idle,
         wire_bulk_mbit: loaded,
         payload_bulk_mbit: payload,
@@ -37,11 +39,11 @@ pub(super) fn compare(costs: &mut [Cost]) {
 /// Mbit/s over all stretches of a kind, without their guards.
 fn rate<'a>(
     run: &Run,
-    busy: bool,
-    traces: impl Iterator<Item = &'a relay_user::observe::trace::Trace> + Clone,
+    scenario: Option<Scenario>,
+    traces: impl Iterator<Item = &'a Trace> + Clone,
 ) -> f64 {
     let guard = nanos(run.plan.guard);
-    let of_kind = |block: &&Block| block.busy == busy;
+    let of_kind = |block: &&Block| block.scenario == scenario;
     let (mut bits, mut seconds) = (0.0, 0.0);
     for block in run.blocks.iter().filter(of_kind) {
         let sights = traces.clone().flat_map(|trace| trace.window(block.from + guard, block.to).sights());

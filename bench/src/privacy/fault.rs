@@ -12,12 +12,25 @@ const FRAME: u32 = 1360 + 42;
 
 /// A fault of the client's link for as long as a scenario lasts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fault {
+pub enum Fault {
     /// 3 % of all frames get lost, both ways.
     Loss,
     /// Towards the client there is room for four fifths of the class's cells: the others wait up to 25 ms, and then are
     /// lost.
     Throttle,
+}
+
+impl Fault {
+    /// Both.
+    pub(super) const ALL: [Self; 2] = [Self::Loss, Self::Throttle];
+
+    /// Its name in tables and JSON.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Loss => "loss",
+            Self::Throttle => "throttled",
+        }
+    }
 }
 
 /// Brings the fault about.

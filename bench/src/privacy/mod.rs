@@ -14,14 +14,15 @@
 
 mod attack;
 mod cost;
-mod fault;
-mod network;
+mod family;
+pub mod fault;
+pub mod network;
 pub mod page;
 mod picture;
 mod plain;
 pub mod record;
 pub mod row;
-mod scenario;
+pub mod scenario;
 mod servers;
 pub mod text;
 mod tool;
@@ -37,6 +38,8 @@ use relay_tests::interrupt::Interrupt;
 use relay_tests::{Host, Lab};
 use relay_user::observe::finding::{Attack, Interval, Target};
 
+use self::attack::Found;
+use self::fault::Fault;
 use self::network::{Defence, Network};
 use self::page::Picture;
 use self::record::{Plan, Run};
@@ -106,22 +109,35 @@ fn is_wanted(named: &[String], name: &str) -> bool {
     named.is_empty() || named.iter().any(|wanted| wanted == name)
 }
 
-fn plan(quick: bool, defence: Defence, scenario: Scenario) -> Plan {
-    // A segment a second has to have a second.
-    let block = if scenario == Scenario::Video { 1600 } else { 800 };
-    // What is plain to see takes few windows; chance takes many to be bounded by 0.03.
-    let seconds = match (quick, defence.schedule.is_some()) {
-        (true, true) => 31,
-        (true, false) => 13,
-        (false, true) => 180,
-        (false, false) => 40,
+/// Every payload through a sound link, and a download through each unsound one. What is plain to see takes few
+/// stretches; chance takes many to be bounded by 0.03.
+fn plans(options: &Options, defence: Defence) -> Vec<Plan> {
+    let each = match (options.quick, defence.schedule.is_some()) {
+        (true, true) => 14,
+        (true, false) => 8,
+        (false, true) => 60,
+        (false, false) => 20,
     };
-    Plan {
-        block: Duration::from_millis(block),
+    let scenarios = Scenario::ALL.into_iter().filter(|one| is_wanted(&options.scenarios, one.name()));
+    let mixed = Plan {
+        fault: None,
         guard: Duration::from_millis(200),
         window: Duration::from_millis(25),
-        blocks: u32::try_from(seconds * 1000 / block).unwrap_or(2).next_multiple_of(2),
-    }
+        idle: 3 * each,
+        scenarios: scenarios.collect(),
+        each,
+    };
+    let faults = Fault::ALL.into_iter().filter(|fault| is_wanted(&options.scenarios, fault.name()));
+    let faulty: Vec<Plan> = faults
+        .map(|fault| Plan {
+            fault: Some(fault),
+            idle: 2 * each,
+            scenarios: vec![Scenario::Bulk],
+            ..mixed.clone()
+        })
+        .collect();
+    let mixed = (!mixed.scenarios.is_empty()).then_some(mixed);
+    mixed.into_iter().chain(faulty).collect()
 }
 
 fn not_run(defence: Defence, error: &anyhow::Error) -> Row {
@@ -172,14 +188,18 @@ impl<'a> Bench<'a> {
         self.probe.watch(PROBE);
         let mut runs = Vec::new();
         self.record(defence, &mut runs)?;
+        let mut found = Found::default();
         for run in &runs {
-            self.progress(&format!("{}, {}: attacks", defence.name, run.scenario.name()));
-            self.rows.extend(attack::one(run, &mut self.rng));
             self.pictures.extend(picture::of(run));
-            self.heed_interrupt()?;
+            for &scenario in &run.plan.scenarios {
+                self.progress(&format!("{}, {}: attacks", defence.name, run.plan.name(scenario)));
+                attack::one(run, scenario, &mut found, &mut self.rng);
+                self.heed_interrupt()?;
+            }
         }
         self.progress(&format!("{}: attacks over all scenarios", defence.name));
-        self.rows.extend(attack::all(&runs, &mut self.rng));
+        attack::all(&runs, &mut found, &mut self.rng);
+        self.rows.append(&mut found.rows);
         self.heed_interrupt()
     }
 
@@ -193,24 +213,20 @@ impl<'a> Bench<'a> {
         let rng = &mut self.rng;
         let pause = || Duration::from_micros(5_000 + rng.next_u64() % 20_000);
         let round_trips = network.round_trips(ROUND_TRIPS, pause)?;
-        for scenario in Scenario::ALL {
-            if !is_wanted(&self.options.scenarios, scenario.name()) {
-                continue;
-            }
-            self.progress(&format!("{}, {}: recording", defence.name, scenario.name()));
-            let plan = plan(self.options.quick, defence, scenario);
-            let what = (defence, scenario, plan);
-            match record::record(&lab, &mut network, what, &mut self.rng, &self.interrupt) {
+        for plan in plans(self.options, defence) {
+            let fault = plan.fault.map_or("sound link", Fault::name);
+            self.progress(&format!("{}, {fault}: recording", defence.name));
+            match record::record(&lab, &mut network, (defence, plan), &mut self.rng, &self.interrupt) {
                 Ok(run) => runs.push(run),
                 Err(error) => {
                     self.heed_interrupt()?;
                     network.check()?;
-                    self.rows.push(Row { scenario: scenario.name().into(), ..not_run(defence, &error) });
+                    self.rows.push(Row { scenario: fault.into(), ..not_run(defence, &error) });
                 }
             }
         }
-        if let Some(bulk) = runs.iter().find(|run| run.scenario == Scenario::Bulk) {
-            self.cost.push(cost::of(bulk, round_trips));
+        if let Some(sound) = runs.iter().find(|run| run.plan.scenarios.contains(&Scenario::Bulk)) {
+            self.cost.push(cost::of(sound, round_trips));
         }
         Ok(())
     }

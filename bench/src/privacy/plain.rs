@@ -2,7 +2,7 @@
 //! leaves as a datagram of its own, when it comes and as long as it is.
 
 use anyhow::{Context as _, Result};
-use relay_tests::lab::EXIT_OUTSIDE;
+use relay_tests::lab::{EXIT_OUTSIDE, OUTSIDE};
 use relay_tests::{Host, Lab};
 
 use super::tool::call;
@@ -37,6 +37,14 @@ pub(super) fn lay(lab: &Lab) -> Result<()> {
         (Host::Middle, "10.77.1.0/24 via 10.77.2.1".to_owned()),
     ] {
         call(lab.netns(host), &format!("ip route add {route}"))?;
+    }
+    // As fast as a class is, which is also as fast as a line to a home: without a bound a download would run at the
+    // memory's speed.
+    for (host, interface) in [(Host::Client, INTERFACE), (Host::Service, OUTSIDE)] {
+        call(
+            lab.netns(host),
+            &format!("tc qdisc replace dev {interface} root tbf rate 16mbit burst 16kb latency 50ms"),
+        )?;
     }
     Ok(())
 }

@@ -1,43 +1,78 @@
-//! One scenario through one defence: stretches with payload and without, in random order within one run, so that what
-//! drifts on the machine falls on both alike; and everything that passes the wire meanwhile, with the kernel's times.
+//! One run through one defence: stretches of every payload and of none, in random order, so that what drifts on the
+//! machine falls on all alike; and everything that passes the wire meanwhile, with the kernel's times.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, bail};
 use rand_chacha::ChaCha8Rng;
-use rand_core::Rng as _;
 use relay_tests::interrupt::Interrupt;
-use relay_tests::recorder::Head;
+use relay_tests::recorder::Datagram;
 use relay_tests::{Host, Lab, Recorder};
+use relay_user::observe::stats::shuffle;
 use relay_user::observe::trace::{Sample, Sight, Trace, Window};
 
-use super::fault;
+use super::fault::{self, Fault};
 use super::network::{Defence, Network};
-use super::scenario::{Generator, Scenario};
+use super::scenario::{Programs, Scenario};
 
-/// What is done for how long.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Time for programs and recorders to come to rest before the first stretch.
+const SETTLE: Duration = Duration::from_millis(300);
+
+/// What is done, and how often.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// Length of a stretch.
-    pub block: Duration,
-    /// Its beginning that belongs to no window: programs start and queues of the last stretch run dry.
+    /// What is wrong with the client's link meanwhile.
+    pub fault: Option<Fault>,
+    /// The beginning of each stretch that belongs to no window: programs start and queues of the last one run dry.
     pub guard: Duration,
     /// Length of a window.
     pub window: Duration,
-    /// Stretches; half of them with payload.
-    pub blocks: u32,
+    /// Stretches without payload, the others' counterpart.
+    pub idle: u32,
+    /// The payloads.
+    pub scenarios: Vec<Scenario>,
+    /// Stretches of each.
+    pub each: u32,
+}
+
+impl Plan {
+    /// How a scenario of this plan is called in tables.
+    pub fn name(&self, scenario: Scenario) -> String {
+        let name = scenario.name();
+        self.fault.map_or_else(|| name.to_owned(), |fault| format!("{name}, {}", fault.name()))
+    }
 }
 
 /// One stretch, in nanoseconds of the run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Block {
-    /// Whether payload flowed.
-    pub busy: bool,
+    /// The payload that flowed; `None` for the counterpart.
+    pub scenario: Option<Scenario>,
     /// When it began.
     pub from: u64,
     /// When it ended.
     pub to: u64,
+}
+
+impl Block {
+    /// Whether packets of programs are to be expected in it.
+    pub fn is_busy(&self) -> bool {
+        self.scenario.is_some_and(|scenario| scenario != Scenario::Idle)
+    }
+}
+
+/// A window whose truth is known, before anybody's trace is cut by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cut {
+    /// First nanosecond.
+    pub from: u64,
+    /// The one behind the last.
+    pub to: u64,
+    /// Number of its stretch.
+    pub block: u32,
+    /// The payload that flowed.
+    pub scenario: Option<Scenario>,
 }
 
 /// What somebody on the wire has of one run, and the truth beside it.
@@ -45,16 +80,14 @@ pub struct Block {
 pub struct Run {
     /// What stood between payload and wire.
     pub defence: Defence,
-    /// The payload.
-    pub scenario: Scenario,
     /// How it was laid out.
     pub plan: Plan,
     /// The stretches in order.
     pub blocks: Vec<Block>,
     /// Packets by sender and receiver.
     pub wires: BTreeMap<(Host, Host), Trace>,
-    /// Beginnings of some of them.
-    pub heads: Vec<Head>,
+    /// Some of them, whole.
+    pub whole: Vec<Datagram>,
     /// The truth: packets from and to the client's programs.
     pub inside: [Trace; 2],
     /// Why none of it may be judged, if so.
@@ -74,49 +107,51 @@ impl Run {
         self.inside.iter().any(|trace| !trace.window(from, to).sights().is_empty())
     }
 
-    /// The windows of all stretches, as `(from, to, block, busy)`. Windows of a stretch with payload in which none
-    /// flowed, and of one without in which some still did, belong to neither and are left out.
-    pub fn windows(&self) -> Vec<(u64, u64, u32, bool)> {
+    /// The windows of all stretches. Those of a stretch with payload in which none flowed, and of one without in which
+    /// some still did, belong to neither and are left out.
+    pub fn cuts(&self) -> Vec<Cut> {
         let (guard, width) = (nanos(self.plan.guard), nanos(self.plan.window).max(1));
-        let mut windows = Vec::new();
+        let mut cuts = Vec::new();
         for (number, block) in (0..).zip(&self.blocks) {
             let mut from = block.from + guard;
             while from + width <= block.to {
-                if self.scenario == Scenario::Idle || self.is_active(from, from + width) == block.busy {
-                    windows.push((from, from + width, number, block.busy));
+                if self.is_active(from, from + width) == block.is_busy() {
+                    cuts.push(Cut { from, to: from + width, block: number, scenario: block.scenario });
                 }
                 from += width;
             }
         }
-        windows
+        cuts
     }
 
-    /// Windows of `trace`, labelled 1 with payload and 0 without.
-    pub fn samples<'a>(&self, trace: &'a Trace) -> Vec<Sample<'a>> {
-        let sample = |(from, to, block, busy)| {
-            let window: Window<'a> = trace.window(from, to);
-            Sample { window, label: u16::from(busy), block }
+    /// Windows of `trace`: those of a scenario, labelled 1, and their counterpart, labelled 0.
+    pub fn samples<'a>(&self, trace: &'a Trace, scenario: Scenario) -> Vec<Sample<'a>> {
+        let of = |cut: &Cut| cut.scenario.is_none() || cut.scenario == Some(scenario);
+        let sample = |cut: Cut| {
+            let window: Window<'a> = trace.window(cut.from, cut.to);
+            Sample { window, label: u16::from(cut.scenario.is_some()), block: cut.block }
         };
-        self.windows().into_iter().map(sample).collect()
+        self.cuts().into_iter().filter(of).map(sample).collect()
     }
 }
 
-/// Runs a scenario through a network that is up.
+/// Carries a plan out through a network that is up.
 ///
 /// # Errors
 /// Where a program, a fault or a recorder cannot be started, a node ends, or the user interrupts.
 pub(super) fn record(
     lab: &Lab,
     network: &mut Network<'_>,
-    (defence, scenario, plan): (Defence, Scenario, Plan),
+    (defence, plan): (Defence, Plan),
     rng: &mut ChaCha8Rng,
     interrupt: &Interrupt,
 ) -> Result<Run> {
-    if let Some(fault) = scenario.fault() {
+    let fault = plan.fault;
+    if let Some(fault) = fault {
         fault::apply(lab, fault).context("the link's fault cannot be had")?;
     }
-    let run = watch(lab, network, (defence, scenario, plan), rng, interrupt);
-    if let Some(fault) = scenario.fault() {
+    let run = watch(lab, network, (defence, plan), rng, interrupt);
+    if let Some(fault) = fault {
         fault::lift(lab, fault)?;
     }
     run
@@ -125,29 +160,30 @@ pub(super) fn record(
 fn watch(
     lab: &Lab,
     network: &mut Network<'_>,
-    (defence, scenario, plan): (Defence, Scenario, Plan),
+    (defence, plan): (Defence, Plan),
     rng: &mut ChaCha8Rng,
     interrupt: &Interrupt,
 ) -> Result<Run> {
-    let mut generator = Generator::start(lab, scenario)?;
+    let mut programs = Programs::start(lab, &plan.scenarios)?;
     let wire = Recorder::on_wire(lab.netns(Host::Wire), lab.wire_ports())?;
     let inside = Recorder::at_interface(lab.netns(Host::Client), network.interface())?;
     let missed = network.missed_slots();
-    std::thread::sleep(plan.guard);
+    std::thread::sleep(SETTLE);
     let began = now();
     let mut blocks = Vec::new();
     let mut due = Instant::now();
-    for busy in order(plan.blocks, rng) {
+    for scenario in order(&plan, rng) {
         let from = now().saturating_sub(began);
-        if busy {
-            generator.begin()?;
+        let busy = scenario.filter(|scenario| *scenario != Scenario::Idle);
+        if let Some(scenario) = busy {
+            programs.begin(scenario)?;
         }
-        due += plan.block;
+        due += scenario.unwrap_or(Scenario::Idle).block();
         std::thread::sleep(due.saturating_duration_since(Instant::now()));
-        if busy {
-            generator.end()?;
+        if busy.is_some() {
+            programs.end()?;
         }
-        blocks.push(Block { busy, from, to: now().saturating_sub(began) });
+        blocks.push(Block { scenario, from, to: now().saturating_sub(began) });
         if interrupt.is_set() {
             bail!("interrupted");
         }
@@ -171,16 +207,15 @@ fn watch(
     });
     let mut run = Run {
         defence,
-        scenario,
         plan,
         blocks,
         wires: wires.into_iter().map(|(hosts, sights)| (hosts, Trace::new(sights))).collect(),
-        heads: outer.heads,
+        whole: outer.whole,
         inside,
         invalid: None,
         missed_slots,
     };
-    run.invalid = complaint(&run, outer.lost + inner.lost, generator.failures);
+    run.invalid = complaint(&run, outer.lost + inner.lost, programs.failures);
     Ok(run)
 }
 
@@ -191,18 +226,18 @@ fn complaint(run: &Run, lost: u64, failures: u32) -> Option<String> {
     if failures > 0 {
         return Some(format!("a program that makes the payload ended by itself {failures} times"));
     }
-    let busy = run.blocks.iter().filter(|block| block.busy);
+    let busy = run.blocks.iter().filter(|block| block.is_busy());
     let silent = busy.filter(|block| !run.is_active(block.from, block.to)).count();
-    (run.scenario != Scenario::Idle && silent > 0).then(|| format!("{silent} stretches carried no payload"))
+    (silent > 0).then(|| format!("{silent} stretches carried no payload"))
 }
 
-/// As many stretches with payload as without, in random order.
-fn order(blocks: u32, rng: &mut ChaCha8Rng) -> Vec<bool> {
-    let mut order: Vec<bool> = (0..blocks).map(|number| number % 2 == 0).collect();
-    for last in (1..order.len()).rev() {
-        let bound = u64::try_from(last + 1).unwrap_or(1);
-        order.swap(last, usize::try_from(rng.next_u64() % bound).unwrap_or(0));
+/// The stretches of a plan, in random order.
+fn order(plan: &Plan, rng: &mut ChaCha8Rng) -> Vec<Option<Scenario>> {
+    let mut order: Vec<Option<Scenario>> = (0..plan.idle).map(|_| None).collect();
+    for &scenario in &plan.scenarios {
+        order.extend((0..plan.each).map(|_| Some(scenario)));
     }
+    shuffle(&mut order, rng);
     order
 }
 
@@ -220,26 +255,27 @@ mod tests {
     use super::*;
     use rand_core::SeedableRng as _;
 
-    fn run(scenario: Scenario) -> Run {
-        let ms = |ms: u64| ms * 1_000_000;
-        let at = |times: &[u64]| {
-            Trace::new(times.iter().map(|&at| Sight { at: ms(at), length: 100 }).collect())
-        };
+    const fn ms(ms: u64) -> u64 {
+        ms * 1_000_000
+    }
+
+    fn run() -> Run {
+        let at =
+            |times: &[u64]| Trace::new(times.iter().map(|&at| Sight { at: ms(at), length: 100 }).collect());
+        let block = |scenario, from: u64| Block { scenario, from: ms(from), to: ms(from + 50) };
         Run {
             defence: Defence::PLAIN,
-            scenario,
             plan: Plan {
-                block: Duration::from_millis(50),
+                fault: None,
                 guard: Duration::from_millis(10),
                 window: Duration::from_millis(20),
-                blocks: 2,
+                idle: 1,
+                scenarios: vec![Scenario::Bulk, Scenario::Idle],
+                each: 1,
             },
-            blocks: vec![
-                Block { busy: false, from: 0, to: ms(50) },
-                Block { busy: true, from: ms(50), to: ms(100) },
-            ],
+            blocks: vec![block(None, 0), block(Some(Scenario::Bulk), 50), block(Some(Scenario::Idle), 100)],
             wires: BTreeMap::new(),
-            heads: Vec::new(),
+            whole: Vec::new(),
             inside: [at(&[15]), at(&[85])],
             invalid: None,
             missed_slots: 0,
@@ -248,29 +284,37 @@ mod tests {
 
     #[test]
     fn windows_carry_the_label_that_the_payload_gave_them() {
-        let ms = |ms: u64| ms * 1_000_000;
-        // 10-30 is idle by the clock but not in truth, and 60-80 busy by the clock only.
-        let windows = run(Scenario::Bulk).windows();
-        assert_eq!(windows, [(ms(30), ms(50), 0, false), (ms(80), ms(100), 1, true)]);
-        assert_eq!(run(Scenario::Idle).windows().len(), 4);
+        let run = run();
+        let cuts: Vec<_> = run.cuts().into_iter().map(|cut| (cut.from / ms(1), cut.scenario)).collect();
+        // 10 to 30 is idle by the clock but not in truth, and 60 to 80 busy by the clock only.
+        let idle = Some(Scenario::Idle);
+        assert_eq!(cuts, [(30, None), (80, Some(Scenario::Bulk)), (110, idle), (130, idle)]);
+        let labels = |scenario| -> Vec<u16> {
+            run.samples(&run.inside[0], scenario).iter().map(|sample| sample.label).collect()
+        };
+        assert_eq!((labels(Scenario::Bulk), labels(Scenario::Idle)), (vec![0, 1], vec![0, 1, 1]));
     }
 
     #[test]
-    fn half_of_the_stretches_carry_payload_in_an_order_that_the_seed_gives() {
-        let orders: Vec<_> = (0..2).map(|seed| order(40, &mut ChaCha8Rng::seed_from_u64(seed))).collect();
-        assert!(orders.iter().all(|order| order.iter().filter(|busy| **busy).count() == 20));
+    fn the_seed_gives_the_order_and_the_plan_what_is_in_it() {
+        let plan = Plan { idle: 30, each: 10, ..run().plan };
+        let orders: Vec<_> = (0..2).map(|seed| order(&plan, &mut ChaCha8Rng::seed_from_u64(seed))).collect();
+        for order in &orders {
+            let count = |what| order.iter().filter(|scenario| **scenario == what).count();
+            assert_eq!((count(None), count(Some(Scenario::Bulk)), order.len()), (30, 10, 50));
+        }
         assert_ne!(orders[0], orders[1]);
-        assert_eq!(orders[0], order(40, &mut ChaCha8Rng::seed_from_u64(0)));
+        assert_eq!(orders[0], order(&plan, &mut ChaCha8Rng::seed_from_u64(0)));
     }
 
     #[test]
     fn a_run_that_lost_packets_or_carried_nothing_is_told() {
-        let mut run = run(Scenario::Bulk);
+        let mut run = run();
         assert_eq!(complaint(&run, 0, 0), None);
         assert!(complaint(&run, 1, 0).is_some() && complaint(&run, 0, 1).is_some());
         run.inside[1] = Trace::default();
         assert!(complaint(&run, 0, 0).is_some_and(|text| text.contains("1 stretches")));
-        run.scenario = Scenario::Idle;
+        run.blocks.truncate(1);
         assert_eq!(complaint(&run, 0, 0), None);
     }
 }

@@ -10,7 +10,6 @@ use anyhow::{Context as _, Result, ensure};
 use relay_tests::processes::end_child;
 use relay_tests::{Host, Lab};
 
-use super::fault::Fault;
 use super::servers;
 
 const SCRIPT: &str = include_str!("payload.py");
@@ -20,10 +19,10 @@ const IPERF_SERVERS: u16 = 4;
 /// Time for a program to end by itself.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// One kind of payload, and the state of the client's link meanwhile.
+/// One kind of payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Scenario {
-    /// Nothing at all, and told apart from nothing: shows that the attacks do not cry wolf.
+    /// Nothing at all, held against nothing: shows that the attacks do not cry wolf.
     Idle,
     /// Bursts of one to three messages at random times, each answered; a lively group's rate.
     Chat,
@@ -37,15 +36,11 @@ pub enum Scenario {
     Video,
     /// UDP at 25 Mbit/s into a class that carries 15.
     Overload,
-    /// The long download over a link that loses cells.
-    Loss,
-    /// The long download over a link narrower than its class.
-    Throttle,
 }
 
 impl Scenario {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 7] = [
         Self::Idle,
         Self::Chat,
         Self::Web,
@@ -53,8 +48,6 @@ impl Scenario {
         Self::Voice,
         Self::Video,
         Self::Overload,
-        Self::Loss,
-        Self::Throttle,
     ];
 
     /// Its name in tables and JSON.
@@ -67,18 +60,12 @@ impl Scenario {
             Self::Voice => "voice",
             Self::Video => "video",
             Self::Overload => "overload",
-            Self::Loss => "bulk, loss",
-            Self::Throttle => "bulk, throttled",
         }
     }
 
-    /// The fault of the client's link.
-    pub(super) const fn fault(self) -> Option<Fault> {
-        match self {
-            Self::Loss => Some(Fault::Loss),
-            Self::Throttle => Some(Fault::Throttle),
-            _ => None,
-        }
+    /// How long a stretch of it is: a segment a second has to have a second.
+    pub(super) const fn block(self) -> Duration {
+        Duration::from_millis(if matches!(self, Self::Video) { 1600 } else { 800 })
     }
 
     fn command(self, service: Ipv4Addr, turn: u16) -> Option<Command> {
@@ -93,7 +80,7 @@ impl Scenario {
             Self::Web => command
                 .args(["--rate", "20/s"])
                 .arg(url("{18000,2400,31000,5200,60000,3300,12000,8100}?[1-40]")),
-            Self::Bulk | Self::Loss | Self::Throttle => command.arg(url("1000000000")),
+            Self::Bulk => command.arg(url("1000000000")),
             Self::Video => command.args(["--rate", "1/s"]).arg(url("900000?[1-60]")),
             Self::Overload => {
                 let port = (IPERF + turn % IPERF_SERVERS).to_string();
@@ -105,78 +92,83 @@ impl Scenario {
     }
 }
 
-/// Makes a scenario's payload while told to. Dropping it ends its programs.
+/// Makes payload while told to. Dropping it ends its programs.
 #[derive(Debug)]
-pub(super) struct Generator<'a> {
+pub(super) struct Programs<'a> {
     lab: &'a Lab,
-    scenario: Scenario,
     service: Ipv4Addr,
     turns: u16,
-    /// A program that runs all the time and is told on its standard input.
-    script: Option<(Child, ChildStdin)>,
-    /// A program that runs while payload flows.
-    running: Option<Child>,
+    /// Those that run all the time and are told on their standard input.
+    told: Vec<(Scenario, Child, ChildStdin)>,
     servers: Vec<Child>,
+    speaking: Option<Scenario>,
+    /// One that runs while payload flows.
+    running: Option<Child>,
     /// Times that a program ended by itself.
     pub(super) failures: u32,
 }
 
-impl<'a> Generator<'a> {
-    /// Starts what has to run all the time.
+impl<'a> Programs<'a> {
+    /// Starts what has to run all the time for `scenarios`.
     ///
     /// # Errors
     /// Where a program cannot be started or reaches nobody.
-    pub(super) fn start(lab: &'a Lab, scenario: Scenario) -> Result<Self> {
+    pub(super) fn start(lab: &'a Lab, scenarios: &[Scenario]) -> Result<Self> {
         let service = Host::Service.address().context("the service has an address")?;
-        let mut generator = Self {
+        let mut programs = Self {
             lab,
-            scenario,
             service,
             turns: 0,
-            script: None,
-            running: None,
+            told: Vec::new(),
             servers: Vec::new(),
+            speaking: None,
+            running: None,
             failures: 0,
         };
-        match scenario {
-            Scenario::Chat => generator.script = Some(generator.tell("chat", servers::CHAT)?),
-            Scenario::Voice => generator.script = Some(generator.tell("voice", servers::VOICE)?),
-            Scenario::Overload => {
-                for number in 0..IPERF_SERVERS {
-                    let mut iperf = Command::new("iperf3");
-                    iperf.args(["--server", "--port", &(IPERF + number).to_string()]);
-                    quiet(&mut iperf);
-                    generator.servers.push(lab.spawn(Host::Service, &mut iperf)?);
-                }
+        for &scenario in scenarios {
+            match scenario {
+                Scenario::Chat => programs.tell(scenario, servers::CHAT)?,
+                Scenario::Voice => programs.tell(scenario, servers::VOICE)?,
+                Scenario::Overload => programs.serve_iperf()?,
+                _ => {}
             }
-            _ => {}
         }
-        Ok(generator)
+        Ok(programs)
     }
 
-    fn tell(&self, kind: &str, port: u16) -> Result<(Child, ChildStdin)> {
+    fn serve_iperf(&mut self) -> Result<()> {
+        for number in 0..IPERF_SERVERS {
+            let mut iperf = Command::new("iperf3");
+            iperf.args(["--server", "--port", &(IPERF + number).to_string()]);
+            quiet(&mut iperf);
+            self.servers.push(self.lab.spawn(Host::Service, &mut iperf)?);
+        }
+        Ok(())
+    }
+
+    fn tell(&mut self, scenario: Scenario, port: u16) -> Result<()> {
         let mut python = Command::new("python3");
-        python.args(["-I", "-c", SCRIPT, kind]).args([self.service.to_string(), port.to_string()]);
+        python.args(["-I", "-c", SCRIPT, scenario.name(), &self.service.to_string(), &port.to_string()]);
         quiet(&mut python);
         python.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
         let mut child = self.lab.spawn(Host::Client, &mut python)?;
         let input = child.stdin.take().context("no standard input")?;
         let mut ready = String::new();
         BufReader::new(child.stdout.take().context("no standard output")?).read_line(&mut ready)?;
-        ensure!(ready.trim() == "ready", "the program for {kind} did not start: {ready:?}");
-        Ok((child, input))
+        self.told.push((scenario, child, input));
+        ensure!(ready.trim() == "ready", "the program for {} did not start", scenario.name());
+        Ok(())
     }
 
     /// Payload from now on.
     ///
     /// # Errors
     /// Where a program cannot be started.
-    pub(super) fn begin(&mut self) -> Result<()> {
-        if let Some((_, input)) = &mut self.script {
-            writeln!(input, "on").context("the program has ended")?;
-        }
+    pub(super) fn begin(&mut self, scenario: Scenario) -> Result<()> {
+        self.speaking = Some(scenario);
+        self.say("on")?;
         self.turns = self.turns.wrapping_add(1);
-        if let Some(mut command) = self.scenario.command(self.service, self.turns) {
+        if let Some(mut command) = scenario.command(self.service, self.turns) {
             quiet(&mut command);
             self.running = Some(self.lab.spawn(Host::Client, &mut command)?);
         }
@@ -188,9 +180,8 @@ impl<'a> Generator<'a> {
     /// # Errors
     /// Where a program cannot be ended.
     pub(super) fn end(&mut self) -> Result<()> {
-        if let Some((_, input)) = &mut self.script {
-            writeln!(input, "off").context("the program has ended")?;
-        }
+        self.say("off")?;
+        self.speaking = None;
         if let Some(mut child) = self.running.take() {
             if child.try_wait()?.is_some() {
                 self.failures += 1;
@@ -200,12 +191,20 @@ impl<'a> Generator<'a> {
         }
         Ok(())
     }
+
+    fn say(&mut self, word: &str) -> Result<()> {
+        let spoken_to = self.told.iter_mut().find(|(scenario, ..)| Some(*scenario) == self.speaking);
+        if let Some((scenario, _, input)) = spoken_to {
+            writeln!(input, "{word}").with_context(|| format!("the program for {} ended", scenario.name()))?;
+        }
+        Ok(())
+    }
 }
 
-impl Drop for Generator<'_> {
+impl Drop for Programs<'_> {
     fn drop(&mut self) {
         self.end().ok();
-        if let Some((mut child, input)) = self.script.take() {
+        for (_, mut child, input) in self.told.drain(..) {
             drop(input);
             end_child(&mut child, PATIENCE).ok();
         }
