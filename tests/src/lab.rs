@@ -43,10 +43,12 @@ pub enum Host {
     Service,
     /// The bridges; the observer's place.
     Wire,
+    /// Where a second client runs, in labs that were given one.
+    Second,
 }
 
 impl Host {
-    /// Every host.
+    /// The hosts of every lab.
     pub const ALL: [Self; 6] =
         [Self::Client, Self::Entry, Self::Middle, Self::Exit, Self::Service, Self::Wire];
     /// The hosts whose frames the observer sees.
@@ -61,6 +63,7 @@ impl Host {
             Self::Exit => "exit",
             Self::Service => "service",
             Self::Wire => "wire",
+            Self::Second => "second",
         }
     }
 
@@ -73,12 +76,13 @@ impl Host {
             Self::Exit => Some(Ipv4Addr::new(192, 0, 2, 3)),
             Self::Service => Some(Ipv4Addr::new(198, 51, 100, 80)),
             Self::Wire => None,
+            Self::Second => Some(Ipv4Addr::new(192, 0, 2, 11)),
         }
     }
 
     /// The host on the wire that has this address.
     pub fn by_address(address: Ipv4Addr) -> Option<Self> {
-        Self::ON_WIRE.into_iter().find(|host| host.address() == Some(address))
+        Self::ON_WIRE.into_iter().chain([Self::Second]).find(|host| host.address() == Some(address))
     }
 }
 
@@ -141,26 +145,45 @@ impl Lab {
 
     fn connect(&mut self) -> Result<()> {
         for host in Host::ALL {
-            let netns = Netns::create(&netns_name(&self.prefix, host))?;
-            if host == Host::Wire {
-                wiring::without_ipv6(&netns)?;
-            } else {
-                wiring::quiet_ipv6(&netns)?;
-            }
-            wiring::loopback_up(&netns)?;
-            self.netns.push(netns);
+            self.settle(host)?;
         }
         for name in [WIRE, OUTSIDE] {
             wiring::bridge(self.netns(Host::Wire), name)?;
         }
         for host in Host::ON_WIRE {
-            let address = host.address().context("a host on the wire has an address")?;
-            let port = self.cable(host, WIRE, "w", address)?;
-            self.wire_ports.push(port);
+            self.join_wire(host)?;
         }
         self.cable(Host::Exit, OUTSIDE, "o", EXIT_OUTSIDE)?;
         let service = Host::Service.address().context("the service has an address")?;
         self.cable(Host::Service, OUTSIDE, "o", service)?;
+        Ok(())
+    }
+
+    /// Adds [`Host::Second`], which no lab has of itself.
+    ///
+    /// # Errors
+    /// Where it is there already, or the kernel refuses a step.
+    pub fn add_second_client(&mut self) -> Result<()> {
+        self.settle(Host::Second)?;
+        self.join_wire(Host::Second)
+    }
+
+    fn settle(&mut self, host: Host) -> Result<()> {
+        let netns = Netns::create(&netns_name(&self.prefix, host))?;
+        if host == Host::Wire {
+            wiring::without_ipv6(&netns)?;
+        } else {
+            wiring::quiet_ipv6(&netns)?;
+        }
+        wiring::loopback_up(&netns)?;
+        self.netns.push(netns);
+        Ok(())
+    }
+
+    fn join_wire(&mut self, host: Host) -> Result<()> {
+        let address = host.address().context("a host on the wire has an address")?;
+        let port = self.cable(host, WIRE, "w", address)?;
+        self.wire_ports.push(port);
         Ok(())
     }
 
@@ -173,8 +196,11 @@ impl Lab {
     }
 
     /// The namespace of a host.
+    ///
+    /// # Panics
+    /// Where it is that of a second client, and the lab was given none.
     pub fn netns(&self, host: Host) -> &Netns {
-        // `connect` pushes them in the order of `Host::ALL`, which is that of the enum.
+        // `connect` pushes them in the order of `Host::ALL`, which is that of the enum; a second client comes last.
         &self.netns[host as usize]
     }
 
@@ -183,7 +209,8 @@ impl Lab {
         &self.dir
     }
 
-    /// Indices, in the wire's namespace, of the bridge ports of [`Host::ON_WIRE`], in that order.
+    /// Indices, in the wire's namespace, of the bridge ports of [`Host::ON_WIRE`], in that order, and then of a second
+    /// client's.
     pub fn wire_ports(&self) -> &[u32] {
         &self.wire_ports
     }
@@ -289,7 +316,7 @@ fn lock(path: &Path) -> Result<File> {
 fn remove_leftovers(prefix: &str, dir: &Path, processes: &ProcessRecord) -> Result<()> {
     // Each step is tried even if an earlier one fails: what can go, goes.
     let mut outcome = processes.end_all(PATIENCE).map(drop);
-    for host in Host::ALL {
+    for host in Host::ALL.into_iter().chain([Host::Second]) {
         outcome = outcome.and(Netns::delete(&netns_name(prefix, host)));
     }
     match fs::remove_dir_all(dir) {

@@ -173,7 +173,9 @@ impl<'a> Nodes<'a> {
         for host in RELAYS {
             nodes.write(&nodes.file(host, "toml"), &nodes.relay_config(host, &operator, layout.workers))?;
         }
-        nodes.write(&nodes.file(Host::Client, "toml"), &nodes.client_config(&operator, layout.cover))?;
+        for host in [Host::Client, Host::Second] {
+            nodes.write(&nodes.file(host, "toml"), &nodes.client_config(host, &operator, layout.cover))?;
+        }
         Ok(nodes)
     }
 
@@ -208,7 +210,7 @@ impl<'a> Nodes<'a> {
     /// The command that runs a relay or the client.
     pub fn command(&self, host: Host) -> Command {
         let mut command = Command::new(&self.relay);
-        let task = if host == Host::Client { "client" } else { "run" };
+        let task = if RELAYS.contains(&host) { "run" } else { "client" };
         command.args([task, "--config"]).arg(self.file(host, "toml"));
         command
     }
@@ -354,22 +356,24 @@ impl<'a> Nodes<'a> {
         text
     }
 
-    fn client_config(&self, operator: &str, cover: &str) -> String {
+    fn client_config(&self, host: Host, operator: &str, cover: &str) -> String {
         format!(
             "network = \"network.toml\"\noperator = \"{operator}\"\nclass = \"standard\"\ncover = \"{cover}\"\n\
              path = [\"entry\", \"middle\", \"exit\"]\n\n\
              [datapath]\nmode = \"udp\"\nlisten = \"0.0.0.0:0\"\n\n[worker]\npoll = \"adaptive\"\n\n\
              [control]\nsocket = \"{}\"\n\n\
              [tun]\nname = \"ew0\"\nmtu = 1400\nroutes = [\"198.51.100.0/24\"]\n",
-            self.file(Host::Client, "sock").display()
+            self.file(host, "sock").display()
         )
     }
 }
 
 impl Drop for Nodes<'_> {
     fn drop(&mut self) {
-        // The client is the first host.
-        for (host, mut child) in std::mem::take(&mut self.running) {
+        let mut running = std::mem::take(&mut self.running);
+        // Clients end first, and the first of them is the first host anyway.
+        let second = running.remove(&Host::Second).map(|child| (Host::Second, child));
+        for (host, mut child) in second.into_iter().chain(running) {
             if let Err(error) = end_child(&mut child, STOP_LIMIT) {
                 eprintln!("{} could not be stopped: {error:#}", host.name());
             }

@@ -208,7 +208,7 @@ impl<'a> Bench<'a> {
         let lab = Lab::build(PREFIX, Path::new(DIR))?;
         let service = Host::Service.address().context("the service has an address")?;
         let _servers = Servers::start(lab.netns(Host::Service), service)?;
-        let mut network = Network::start(&lab, &self.options.relay, defence)?;
+        let mut network = Network::start(&lab, &self.options.relay, defence, &[Host::Client])?;
         self.progress(&format!("{}: round trips", defence.name));
         let rng = &mut self.rng;
         let pause = || Duration::from_micros(5_000 + rng.next_u64() % 20_000);

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use relay_tests::nodes::{Class, Layout};
+use relay_tests::nodes::{Class, Layout, RELAYS};
 use relay_tests::{Host, Lab, Nodes};
 use std::net::{Ipv4Addr, UdpSocket};
 
@@ -12,6 +12,9 @@ use super::{plain, servers};
 
 /// Time for all nodes to become ready, and for the first packet to come through.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Cells per second of each of two clients that share a trunk.
+const SHARED_RATE: u32 = 900;
 
 /// What stands between payload and wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -40,34 +43,41 @@ pub(super) struct Network<'a> {
 }
 
 impl<'a> Network<'a> {
-    /// Brings the defence up in `lab` and waits until packets come through.
+    /// Brings the defence up in `lab`, for these clients, and waits until packets of each come through.
     ///
     /// # Errors
     /// Where it does not come up.
-    pub(super) fn start(lab: &'a Lab, relay: &Path, defence: Defence) -> Result<Self> {
+    pub(super) fn start(lab: &'a Lab, relay: &Path, defence: Defence, clients: &[Host]) -> Result<Self> {
         let nodes = match defence.schedule {
             None => {
-                plain::lay(lab).context("the tunnel without shaping cannot be laid")?;
+                plain::lay(lab, clients).context("the tunnel without shaping cannot be laid")?;
                 None
             }
             Some(schedule) => {
                 let usual = Layout::default();
-                let client = Class { schedule, ..usual.client };
+                // A trunk has room for one usual client, or for two slower ones.
+                let rate = if clients.len() > 1 { SHARED_RATE } else { usual.client.rate };
+                let client = Class { schedule, rate };
                 // A trunk has to go like the clock that the defence is about, for the rows of trunks.
                 let trunk = Class { schedule, ..usual.trunk };
                 let mut nodes = Nodes::prepare_as(lab, relay, Layout { client, trunk, ..usual })?;
-                nodes.start_all(PATIENCE)?;
+                for &host in RELAYS.iter().chain(clients) {
+                    nodes.start(host)?;
+                }
+                nodes.wait_ready(PATIENCE)?;
                 Some(nodes)
             }
         };
         let mut network = Self { lab, nodes };
-        network.wait_passable()?;
+        for &client in clients {
+            network.wait_passable(client)?;
+        }
         Ok(network)
     }
 
-    fn wait_passable(&mut self) -> Result<()> {
+    fn wait_passable(&mut self, client: Host) -> Result<()> {
         let until = Instant::now() + PATIENCE;
-        while ping(self.lab, Duration::from_millis(300))?.is_none() {
+        while ping(self.lab, client, Duration::from_millis(300))?.is_none() {
             self.check()?;
             ensure!(Instant::now() < until, "no packet comes through the tunnel");
         }
@@ -103,7 +113,7 @@ impl<'a> Network<'a> {
         let mut times = Vec::with_capacity(count);
         for _ in 0..count {
             std::thread::sleep(pause());
-            if let Some(time) = ping(self.lab, Duration::from_millis(500))? {
+            if let Some(time) = ping(self.lab, Host::Client, Duration::from_millis(500))? {
                 times.push(time.as_secs_f64() * 1e3);
             }
         }
@@ -115,9 +125,9 @@ impl<'a> Network<'a> {
 }
 
 /// Sends a packet to the service's call port and waits for its return.
-fn ping(lab: &Lab, patience: Duration) -> Result<Option<Duration>> {
+fn ping(lab: &Lab, client: Host, patience: Duration) -> Result<Option<Duration>> {
     let service = Host::Service.address().context("the service has an address")?;
-    lab.netns(Host::Client).run(|| {
+    lab.netns(client).run(|| {
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
         socket.set_read_timeout(Some(patience))?;
         let sent = Instant::now();

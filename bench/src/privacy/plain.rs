@@ -3,6 +3,7 @@
 
 use anyhow::{Context as _, Result};
 use relay_tests::lab::{EXIT_OUTSIDE, OUTSIDE};
+use relay_tests::nodes::RELAYS;
 use relay_tests::{Host, Lab};
 
 use super::tool::call;
@@ -10,16 +11,21 @@ use super::tool::call;
 /// The client's interface into the tunnel.
 pub(super) const INTERFACE: &str = "vx1";
 
-/// The tunnel's joints, from the client on.
-const JOINTS: [(u8, Host, Host); 3] =
-    [(1, Host::Client, Host::Entry), (2, Host::Entry, Host::Middle), (3, Host::Middle, Host::Exit)];
+/// The tunnel's joints, from the clients on.
+const JOINTS: [(u8, Host, Host); 4] = [
+    (1, Host::Client, Host::Entry),
+    (2, Host::Entry, Host::Middle),
+    (3, Host::Middle, Host::Exit),
+    (4, Host::Second, Host::Entry),
+];
 
-/// Lays the tunnel through the hosts of `lab`. It goes with the lab's namespaces.
+/// Lays the tunnel from `clients` through the relays' hosts of `lab`. It goes with the lab's namespaces.
 ///
 /// # Errors
 /// Where the kernel lacks VXLAN, or refuses a step.
-pub(super) fn lay(lab: &Lab) -> Result<()> {
-    for (number, near, far) in JOINTS {
+pub(super) fn lay(lab: &Lab, clients: &[Host]) -> Result<()> {
+    let there = |host: &Host| RELAYS.contains(host) || clients.contains(host);
+    for (number, near, far) in JOINTS.into_iter().filter(|(_, near, _)| there(near)) {
         end(lab, number, (near, 1), far)?;
         end(lab, number, (far, 2), near)?;
     }
@@ -28,14 +34,18 @@ pub(super) fn lay(lab: &Lab) -> Result<()> {
         // A forwarded packet would be announced a better way to now and then, which no payload asked for.
         lab.netns(host).sysctl("net/ipv4/conf/all/send_redirects", "0")?;
     }
-    for (host, route) in [
+    let routes = [
         (Host::Client, "198.51.100.0/24 via 10.77.1.2".to_owned()),
+        (Host::Second, "198.51.100.0/24 via 10.77.4.2".to_owned()),
         (Host::Entry, "198.51.100.0/24 via 10.77.2.2".to_owned()),
         (Host::Middle, "198.51.100.0/24 via 10.77.3.2".to_owned()),
         (Host::Service, format!("10.77.0.0/16 via {EXIT_OUTSIDE}")),
         (Host::Exit, "10.77.1.0/24 via 10.77.3.1".to_owned()),
+        (Host::Exit, "10.77.4.0/24 via 10.77.3.1".to_owned()),
         (Host::Middle, "10.77.1.0/24 via 10.77.2.1".to_owned()),
-    ] {
+        (Host::Middle, "10.77.4.0/24 via 10.77.2.1".to_owned()),
+    ];
+    for (host, route) in routes.into_iter().filter(|(host, _)| *host != Host::Second || there(host)) {
         call(lab.netns(host), &format!("ip route add {route}"))?;
     }
     // As fast as a class is, which is also as fast as a line to a home: without a bound a download would run at the

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context as _, Result, bail};
 use rand_chacha::ChaCha8Rng;
 use relay_tests::interrupt::Interrupt;
-use relay_tests::recorder::Datagram;
-use relay_tests::{Host, Lab, Recorder};
+use relay_tests::recorder::{Datagram, Seen};
+use relay_tests::{Host, Lab, Recorder, Recording};
 use relay_user::observe::stats::shuffle;
 use relay_user::observe::trace::{Sample, Sight, Trace, Window};
 
@@ -75,6 +75,9 @@ pub struct Cut {
     pub scenario: Option<Scenario>,
 }
 
+/// Packets by sender and receiver.
+pub type Wires = BTreeMap<(Host, Host), Trace>;
+
 /// What somebody on the wire has of one run, and the truth beside it.
 #[derive(Debug)]
 pub struct Run {
@@ -85,7 +88,7 @@ pub struct Run {
     /// The stretches in order.
     pub blocks: Vec<Block>,
     /// Packets by sender and receiver.
-    pub wires: BTreeMap<(Host, Host), Trace>,
+    pub wires: Wires,
     /// Some of them, whole.
     pub whole: Vec<Datagram>,
     /// The truth: packets from and to the client's programs.
@@ -164,7 +167,7 @@ fn watch(
     rng: &mut ChaCha8Rng,
     interrupt: &Interrupt,
 ) -> Result<Run> {
-    let mut programs = Programs::start(lab, &plan.scenarios)?;
+    let mut programs = Programs::start(lab, Host::Client, &plan.scenarios)?;
     let wire = Recorder::on_wire(lab.netns(Host::Wire), lab.wire_ports())?;
     let inside = Recorder::at_interface(lab.netns(Host::Client), network.interface())?;
     let missed = network.missed_slots();
@@ -193,23 +196,16 @@ fn watch(
     let (outer, inner) = (wire.take(), inside.take());
     network.check()?;
     let missed_slots = network.missed_slots().saturating_sub(missed);
-    let sight = |at: u64, length| Sight { at: at.saturating_sub(began), length };
-    let mut wires: BTreeMap<(Host, Host), Vec<Sight>> = BTreeMap::new();
-    for seen in outer.seen.iter().filter(|seen| seen.at >= began) {
-        if let (Some(from), Some(to)) = (Host::by_address(seen.source), Host::by_address(seen.destination)) {
-            wires.entry((from, to)).or_default().push(sight(seen.at, seen.length));
-        }
-    }
     let service = Host::Service.address();
     let inside = [true, false].map(|out| {
         let way = inner.seen.iter().filter(|seen| seen.at >= began && (Some(seen.destination) == service) == out);
-        Trace::new(way.map(|seen| sight(seen.at, seen.length)).collect())
+        Trace::new(way.map(|seen| sight(seen, began)).collect())
     });
     let mut run = Run {
         defence,
         plan,
         blocks,
-        wires: wires.into_iter().map(|(hosts, sights)| (hosts, Trace::new(sights))).collect(),
+        wires: wires(&outer, began),
         whole: outer.whole,
         inside,
         invalid: None,
@@ -217,6 +213,21 @@ fn watch(
     };
     run.invalid = complaint(&run, outer.lost + inner.lost, programs.failures);
     Ok(run)
+}
+
+/// Packets of a recording by sender and receiver, from `began` on.
+pub(super) fn wires(recording: &Recording, began: u64) -> Wires {
+    let mut wires: BTreeMap<(Host, Host), Vec<Sight>> = BTreeMap::new();
+    for seen in recording.seen.iter().filter(|seen| seen.at >= began) {
+        if let (Some(from), Some(to)) = (Host::by_address(seen.source), Host::by_address(seen.destination)) {
+            wires.entry((from, to)).or_default().push(sight(seen, began));
+        }
+    }
+    wires.into_iter().map(|(hosts, sights)| (hosts, Trace::new(sights))).collect()
+}
+
+fn sight(seen: &Seen, began: u64) -> Sight {
+    Sight { at: seen.at.saturating_sub(began), length: seen.length }
 }
 
 fn complaint(run: &Run, lost: u64, failures: u32) -> Option<String> {
@@ -242,7 +253,7 @@ fn order(plan: &Plan, rng: &mut ChaCha8Rng) -> Vec<Option<Scenario>> {
 }
 
 /// The clock that the kernel stamps packets with, in nanoseconds.
-fn now() -> u64 {
+pub(super) fn now() -> u64 {
     nanos(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
 }
 

@@ -96,6 +96,7 @@ impl Scenario {
 #[derive(Debug)]
 pub(super) struct Programs<'a> {
     lab: &'a Lab,
+    client: Host,
     service: Ipv4Addr,
     turns: u16,
     /// Those that run all the time and are told on their standard input.
@@ -109,14 +110,15 @@ pub(super) struct Programs<'a> {
 }
 
 impl<'a> Programs<'a> {
-    /// Starts what has to run all the time for `scenarios`.
+    /// Starts what has to run all the time for `scenarios` of a client.
     ///
     /// # Errors
     /// Where a program cannot be started or reaches nobody.
-    pub(super) fn start(lab: &'a Lab, scenarios: &[Scenario]) -> Result<Self> {
+    pub(super) fn start(lab: &'a Lab, client: Host, scenarios: &[Scenario]) -> Result<Self> {
         let service = Host::Service.address().context("the service has an address")?;
         let mut programs = Self {
             lab,
+            client,
             service,
             turns: 0,
             told: Vec::new(),
@@ -151,7 +153,7 @@ impl<'a> Programs<'a> {
         python.args(["-I", "-c", SCRIPT, scenario.name(), &self.service.to_string(), &port.to_string()]);
         quiet(&mut python);
         python.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
-        let mut child = self.lab.spawn(Host::Client, &mut python)?;
+        let mut child = self.lab.spawn(self.client, &mut python)?;
         let input = child.stdin.take().context("no standard input")?;
         let mut ready = String::new();
         BufReader::new(child.stdout.take().context("no standard output")?).read_line(&mut ready)?;
@@ -170,7 +172,7 @@ impl<'a> Programs<'a> {
         self.turns = self.turns.wrapping_add(1);
         if let Some(mut command) = scenario.command(self.service, self.turns) {
             quiet(&mut command);
-            self.running = Some(self.lab.spawn(Host::Client, &mut command)?);
+            self.running = Some(self.lab.spawn(self.client, &mut command)?);
         }
         Ok(())
     }

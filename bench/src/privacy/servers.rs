@@ -3,7 +3,7 @@
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -33,6 +33,7 @@ const ANSWER_BYTES: u64 = 1 << 32;
 #[derive(Debug)]
 pub struct Servers {
     stop: Arc<AtomicBool>,
+    room: Arc<Room>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -52,11 +53,19 @@ impl Servers {
             chat.set_nonblocking(true)?;
             Ok((web, chat, voice))
         })?;
-        let mut servers = Self { stop: Arc::new(AtomicBool::new(false)), threads: Vec::new() };
-        servers.thread("web", move |stop| accept(&web, stop, serve_web))?;
-        servers.thread("chat", move |stop| accept(&chat, stop, |stream, stop| echo(stream, stop)))?;
+        let room = Arc::new(Room::default());
+        let mut servers =
+            Self { stop: Arc::new(AtomicBool::new(false)), room: Arc::clone(&room), threads: Vec::new() };
+        servers.thread("web", move |stop| accept(&web, stop, Arc::new(serve_web)))?;
+        let serve = move |stream: TcpStream, stop: &AtomicBool| room.serve(stream, stop);
+        servers.thread("chat", move |stop| accept(&chat, stop, Arc::new(serve)))?;
         servers.thread("voice", move |stop| answer_calls(&voice, stop))?;
         Ok(servers)
+    }
+
+    /// From now on, whether those who chat talk with each other, or each with the service.
+    pub fn let_talk(&self, together: bool) {
+        self.room.together.store(together, Ordering::Relaxed);
     }
 
     fn thread(&mut self, name: &str, work: impl FnOnce(&Arc<AtomicBool>) + Send + 'static) -> Result<()> {
@@ -80,7 +89,7 @@ impl Drop for Servers {
 fn accept(
     listener: &TcpListener,
     stop: &Arc<AtomicBool>,
-    serve: fn(TcpStream, &AtomicBool) -> std::io::Result<()>,
+    serve: Arc<dyn Fn(TcpStream, &AtomicBool) -> std::io::Result<()> + Send + Sync>,
 ) {
     let open = Arc::new(AtomicUsize::new(0));
     while !stop.load(Ordering::Relaxed) {
@@ -92,7 +101,7 @@ fn accept(
             continue;
         }
         open.fetch_add(1, Ordering::Relaxed);
-        let (open, stop) = (Arc::clone(&open), Arc::clone(stop));
+        let (open, stop, serve) = (Arc::clone(&open), Arc::clone(stop), Arc::clone(&serve));
         std::thread::spawn(move || {
             // A client that was killed in the middle is how most connections end here.
             prepare(&stream).and_then(|()| serve(stream, &stop)).ok();
@@ -108,17 +117,44 @@ fn prepare(stream: &TcpStream) -> std::io::Result<()> {
     stream.set_write_timeout(Some(Duration::from_secs(2)))
 }
 
-fn echo(mut stream: TcpStream, stop: &AtomicBool) -> std::io::Result<()> {
-    let mut part = [0; 4096];
-    while !stop.load(Ordering::Relaxed) {
-        match stream.read(&mut part) {
-            Ok(0) => break,
-            Ok(count) => stream.write_all(part.get(..count).unwrap_or_default())?,
-            Err(error) if is_timeout(&error) => {}
-            Err(error) => return Err(error),
-        }
+/// Where a chat's messages go: back to who sent them, or to everybody else.
+#[derive(Debug, Default)]
+struct Room {
+    together: AtomicBool,
+    present: Mutex<Vec<TcpStream>>,
+}
+
+impl Room {
+    fn serve(&self, mut stream: TcpStream, stop: &AtomicBool) -> std::io::Result<()> {
+        let own = stream.peer_addr()?;
+        self.present().push(stream.try_clone()?);
+        let outcome = self.pass_on(&mut stream, own, stop);
+        self.present().retain(|one| one.peer_addr().is_ok_and(|address| address != own));
+        outcome
     }
-    Ok(())
+
+    fn pass_on(&self, stream: &mut TcpStream, own: SocketAddr, stop: &AtomicBool) -> std::io::Result<()> {
+        let mut part = [0; 4096];
+        while !stop.load(Ordering::Relaxed) {
+            let message = match stream.read(&mut part) {
+                Ok(0) => break,
+                Ok(count) => part.get(..count).unwrap_or_default(),
+                Err(error) if is_timeout(&error) => continue,
+                Err(error) => return Err(error),
+            };
+            let together = self.together.load(Ordering::Relaxed);
+            for other in self.present().iter_mut() {
+                if other.peer_addr().is_ok_and(|address| (address == own) != together) {
+                    other.write_all(message)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn present(&self) -> MutexGuard<'_, Vec<TcpStream>> {
+        self.present.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 fn answer_calls(socket: &UdpSocket, stop: &AtomicBool) {
