@@ -1,8 +1,8 @@
 //! What a window looks like in numbers: the features of k-fingerprinting (Hayes and Danezis, 2016), and those that tell
 //! a disturbed timer from an undisturbed one.
 
-use super::series::{autocorrelation, correlation, deviation, mean};
-use crate::observe::stats::quantile;
+use super::series::deviation;
+use crate::observe::stats::{autocorrelation, cross_correlation, mean, quantile};
 use crate::observe::trace::{Sight, Trace, Window};
 
 /// Bins of a window: wide ones that show phases of a conversation, and narrow ones that show bursts.
@@ -89,7 +89,7 @@ fn gaps(row: &mut Row, window: Window<'_>) {
     row.put("cv of gap", spread / centre);
     let skew = gaps.iter().map(|gap| ((gap - centre) / spread).powi(3)).sum::<f64>() / gaps.len() as f64;
     row.put("skew of gap", skew);
-    let at = |q| if sorted.is_empty() { 0.0 } else { quantile(&sorted, q) };
+    let at = |q| quantile(&sorted, q);
     for (name, q) in [
         ("least gap", 0.0),
         ("gap p1", 0.01),
@@ -107,7 +107,7 @@ fn gaps(row: &mut Row, window: Window<'_>) {
     }
     let mut apart: Vec<f64> = gaps.iter().map(|gap| (gap - at(0.5)).abs()).collect();
     apart.sort_unstable_by(f64::total_cmp);
-    row.put("median deviation of gap", if apart.is_empty() { 0.0 } else { quantile(&apart, 0.5) });
+    row.put("median deviation of gap", quantile(&apart, 0.5));
     for (name, lag) in [
         ("gap autocorrelation 1", 1),
         ("gap autocorrelation 2", 2),
@@ -180,7 +180,7 @@ pub fn counts(window: Window<'_>, share: u64) -> Vec<f64> {
 fn line(row: &mut Row, window: Window<'_>) {
     let at: Vec<f64> = window.sights().iter().map(|sight| (sight.at - window.from()) as f64 / 1e3).collect();
     let number: Vec<f64> = (0..at.len()).map(|i| i as f64).collect();
-    let slope = correlation(&number, &at) * deviation(&at) / deviation(&number);
+    let slope = cross_correlation(&number, &at, 0) * deviation(&at) / deviation(&number);
     let slope = if slope.is_finite() { slope } else { 0.0 };
     let (centre, middle) = (mean(&at), mean(&number));
     let off: Vec<f64> = at.iter().zip(&number).map(|(at, i)| at - centre - slope * (i - middle)).collect();
@@ -220,8 +220,8 @@ fn ordering(row: &mut Row, out: Window<'_>, back: Window<'_>) {
     row.put("sd of concentration", deviation(&shares));
     row.put("greatest concentration", shares.iter().copied().fold(0.0, f64::max));
     let (out, back) = (counts(out, FINE), counts(back, FINE));
-    row.put("correlation of directions", correlation(&out, &back));
-    row.put("correlation one bin on", correlation(&out, back.get(1..).unwrap_or(&[])));
+    row.put("correlation of directions", cross_correlation(&out, &back, 0));
+    row.put("correlation one bin on", cross_correlation(&out, &back, 1));
 }
 
 #[cfg(test)]

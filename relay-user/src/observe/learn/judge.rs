@@ -5,7 +5,7 @@
 //! in pairs, so that a bootstrap of blocks is too sure of itself and cries wolf more often than it says. Judged forward
 //! only, a guess is right independently of all guesses before it.
 
-use super::blocks::{FEWEST, Figure, figure};
+use super::figure::{FEWEST, Figure, by_block};
 use super::table::Table;
 use crate::observe::stats;
 use rand_chacha::ChaCha8Rng;
@@ -37,7 +37,7 @@ pub fn accuracy(table: &Table, learner: Learner, rng: &mut ChaCha8Rng) -> Figure
     }
     let judged: Vec<&[Tally]> =
         right.chunks(table.kinds().max(1)).filter(|block| block.iter().any(|tally| tally.rows > 0.0)).collect();
-    figure(judged.len(), samples, rng, |drawn| {
+    by_block(judged.len(), samples, rng, |drawn| {
         let mut sums = vec![Tally::default(); table.kinds()];
         for block in drawn {
             for (sum, tally) in sums.iter_mut().zip(judged[*block]) {
@@ -47,7 +47,7 @@ pub fn accuracy(table: &Table, learner: Learner, rng: &mut ChaCha8Rng) -> Figure
         }
         let recalls: Vec<f64> =
             sums.iter().filter(|sum| sum.rows > 0.0).map(|sum| sum.right / sum.rows).collect();
-        recalls.iter().sum::<f64>() / recalls.len().max(1) as f64
+        stats::mean(&recalls)
     })
 }
 
@@ -120,7 +120,7 @@ pub(super) mod tests {
         let labels: Vec<u16> = (0..rows).map(label).collect();
         let blocks: Vec<u32> = (0..rows).map(|row| row / per_block).collect();
         // What a block's windows share, the machine's state: it must not be taken for the class.
-        let mut shared = Vec::new();
+        let mut shared: Vec<f64> = Vec::new();
         let values = (0..rows)
             .map(|row| {
                 if row % per_block == 0 {

@@ -1,6 +1,6 @@
 //! The nearest neighbours' votes.
 
-use super::series;
+use super::series::deviation;
 use super::table::Table;
 use crate::observe::stats;
 use rand_chacha::ChaCha8Rng;
@@ -51,7 +51,7 @@ impl Scale {
         let mut scale = Self { centres: Vec::new(), factors: Vec::new(), padding: 0 };
         for feature in 0..table.width() {
             let values: Vec<f64> = rows.iter().map(|row| table.row(*row)[feature]).collect();
-            let (centre, spread) = (series::mean(&values), series::deviation(&values));
+            let (centre, spread) = (stats::mean(&values), deviation(&values));
             let flat = spread <= 1e-9 * (1.0 + centre.abs());
             scale.centres.push(centre);
             scale.factors.push(if flat { 0.0 } else { 1.0 / spread });

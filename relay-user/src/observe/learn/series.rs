@@ -1,51 +1,15 @@
-//! Series of numbers: their moments, and how alike two of them are.
+//! Series of numbers: how far they spread, and how alike two of them are.
 
-/// The mean; 0 of nothing.
-pub fn mean(values: &[f64]) -> f64 {
-    if values.is_empty() { 0.0 } else { values.iter().sum::<f64>() / values.len() as f64 }
-}
+use crate::observe::stats::{cross_correlation, mean, variance};
 
-/// The standard deviation, dividing by the number of values; 0 of nothing.
+/// The standard deviation; not a number of nothing.
 pub fn deviation(values: &[f64]) -> f64 {
-    let centre = mean(values);
-    if values.is_empty() {
-        return 0.0;
-    }
-    (values.iter().map(|value| (value - centre).powi(2)).sum::<f64>() / values.len() as f64).sqrt()
+    variance(values).sqrt()
 }
 
-/// Pearson's correlation of the values that both have; 0 where one of them does not vary.
-pub fn correlation(a: &[f64], b: &[f64]) -> f64 {
-    let length = a.len().min(b.len());
-    let (a, b) = (&a[..length], &b[..length]);
-    let (centre_a, centre_b) = (mean(a), mean(b));
-    let (mut both, mut only_a, mut only_b) = (0.0, 0.0, 0.0);
-    for (x, y) in a.iter().zip(b) {
-        let (x, y) = (x - centre_a, y - centre_b);
-        both += x * y;
-        only_a += x * x;
-        only_b += y * y;
-    }
-    let scale = (only_a * only_b).sqrt();
-    // What is left of equal values after rounding is not a variation.
-    let flat = 1e-12 * length as f64 * (1.0 + centre_a.abs()) * (1.0 + centre_b.abs());
-    if scale <= flat { 0.0 } else { both / scale }
-}
-
-/// Correlation of the values with those `lag` places on.
-pub fn autocorrelation(values: &[f64], lag: usize) -> f64 {
-    match values.get(lag..) {
-        Some(later) if later.len() > 1 => correlation(values, later),
-        _ => 0.0,
-    }
-}
-
-/// Correlations of `a` with `b`, where `b` runs behind by 0 to `most` places. At least two values must overlap.
-pub fn lagged<'s>(a: &'s [f64], b: &'s [f64], most: usize) -> impl Iterator<Item = f64> + 's {
-    (0..=most).filter_map(move |lag| {
-        let later = b.get(lag..).filter(|later| later.len() > 1)?;
-        Some(correlation(a, later))
-    })
+/// Correlations of `a` with `b`, where `b` runs behind by 0 to `most` places.
+pub fn lagged<'s>(a: &'s [f64], b: &'s [f64], most: isize) -> impl Iterator<Item = f64> + 's {
+    (0..=most).map(move |lag| cross_correlation(a, b, lag))
 }
 
 /// Values less their mean, over their deviation; zeros where they do not vary.
@@ -83,21 +47,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn correlation_is_of_direction_and_not_of_size() {
-        assert!((correlation(&[1.0, 2.0, 3.0], &[10.0, 20.0, 30.0]) - 1.0).abs() < 1e-12);
-        assert!((correlation(&[1.0, 2.0, 3.0], &[3.0, 2.0, 1.0]) + 1.0).abs() < 1e-12);
-        assert_eq!(correlation(&[0.1; 5], &[1.0, 2.0, 3.0, 4.0, 5.0]), 0.0);
-        assert_eq!(correlation(&[], &[1.0]), 0.0);
-    }
-
-    #[test]
     fn a_lag_is_found() {
         let a: Vec<f64> = (0..50).map(|i| f64::from((i * i) % 17)).collect();
         let late: Vec<f64> = [9.0; 3].iter().chain(&a).copied().collect();
         let best = lagged(&a, &late, 5).fold(f64::MIN, f64::max);
         assert!((best - 1.0).abs() < 1e-9);
         assert!(lagged(&a, &late, 2).fold(f64::MIN, f64::max) < 0.5);
-        assert!((autocorrelation(&a, 17) - 1.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn what_does_not_vary_is_standardised_to_nothing() {
+        assert_eq!(standardised(&[0.1; 7]), [0.0; 7]);
+        assert_eq!(standardised(&[1.0, 3.0]), [-1.0, 1.0]);
+        assert_eq!(standardised(&[]), Vec::<f64>::new());
     }
 
     #[test]
