@@ -23,12 +23,15 @@ pub fn activity(samples: &[Sample<'_>], rng: &mut ChaCha8Rng) -> Vec<Finding> {
     let fold_of = blocks.folds(&labels, folds, rng);
     let shapes = shapes(samples);
     let columns = Columns::new(&shapes, &labels);
-    let mut right = [const { Vec::new() }; STATISTICS.len()];
-    right.fill_with(|| vec![false; samples.len()]);
+    let mut right: [Vec<bool>; STATISTICS.len()] = std::array::from_fn(|_| vec![false; samples.len()]);
     for fold in 0..folds {
         let stumps: [Stump; NAMES.len()] =
             std::array::from_fn(|number| columns.learn(number, |sample| fold_of[sample] != fold));
-        let best = stumps.iter().enumerate().max_by(|a, b| a.1.gain.total_cmp(&b.1.gain)).map_or(0, |(best, _)| best);
+        let best = stumps
+            .iter()
+            .enumerate()
+            .max_by(|a, b| a.1.gain.total_cmp(&b.1.gain))
+            .map_or(0, |(best, _)| best);
         for sample in (0..samples.len()).filter(|&sample| fold_of[sample] == fold) {
             for (statistic, right) in right.iter_mut().enumerate() {
                 let number = statistic.checked_sub(1).unwrap_or(best);
@@ -106,7 +109,8 @@ impl<'a> Columns<'a> {
             .collect();
         let busy = column.iter().filter(|(_, busy)| *busy).count() as f64;
         let idle = column.len() as f64 - busy;
-        let (mut below, mut best) = ([0.0; 2], Stump { threshold: f64::INFINITY, busy_above: true, gain: 0.0 });
+        let (mut below, mut best) =
+            ([0.0; 2], Stump { threshold: f64::INFINITY, busy_above: true, gain: 0.0 });
         for pair in column.windows(2) {
             below[usize::from(pair[0].1)] += 1.0;
             let lead: f64 = below[0] / idle - below[1] / busy;
@@ -172,7 +176,8 @@ mod tests {
         // Counts and sizes are constant; what is left is Fu's variance of gaps.
         let findings = attacked(Link::Perturbed, 12, 2);
         assert!(findings[0].value > 0.9, "{:?}", findings[0]);
-        let by = |name: &str| findings.iter().find(|finding| finding.statistic.ends_with(name)).map(|f| f.value);
+        let by =
+            |name: &str| findings.iter().find(|finding| finding.statistic.ends_with(name)).map(|f| f.value);
         assert!(by("gap variance").is_some_and(|value| value > 0.9));
         assert!(by("count").is_some_and(|value| value < 0.6));
     }
@@ -194,6 +199,10 @@ mod tests {
     fn too_little_is_no_power() {
         assert_eq!(attacked(Link::Constant, 2, 1)[0].verdict(), Verdict::NoPower);
         assert_eq!(activity(&[], &mut ChaCha8Rng::seed_from_u64(1))[0].verdict(), Verdict::NoPower);
-        assert_eq!(attacked(Link::Constant, 8, 1)[0].verdict(), Verdict::NoPower, "80 windows bound nothing by 0.03");
+        assert_eq!(
+            attacked(Link::Constant, 8, 1)[0].verdict(),
+            Verdict::NoPower,
+            "80 windows bound nothing by 0.03"
+        );
     }
 }

@@ -54,24 +54,17 @@ pub fn correlation(runs: &[Run<'_>], bin: u64, lags: usize, rng: &mut ChaCha8Rng
     let (value, found) = greatest(&runs, &still, lags);
     let chance = if rotations >= LEAST_ROTATIONS {
         permutation(value, SHUFFLES, || {
-            let turned: Vec<usize> = runs.iter().map(|run| 2 * lags + 1 + below(rng, run.free(lags))).collect();
+            let turned: Vec<usize> =
+                runs.iter().map(|run| 2 * lags + 1 + below(rng, run.free(lags))).collect();
             greatest(&runs, &turned, lags).0
         })
     } else {
         NO_CHANCE
     };
-    let at_lag = |given: &mut dyn Iterator<Item = &Products>| {
-        let (mut sum, mut bins) = (0.0, 0.0);
-        for run in given {
-            sum += run.sum_at(found.seen, 0, found.lag);
-            bins += run.bins as f64;
-        }
-        sum / bins
-    };
-    let whole = at_lag(&mut runs.iter());
+    let sign = found.of(runs.iter()).signum();
     let mut interval = jackknife(runs.len(), |left_out| {
-        let kept = &mut runs.iter().enumerate().filter(|(run, _)| Some(*run) != left_out).map(|(_, run)| run);
-        at_lag(kept) * whole.signum()
+        let kept = runs.iter().enumerate().filter(|(run, _)| Some(*run) != left_out);
+        sign * found.of(kept.map(|(_, run)| run))
     });
     interval.low = interval.low.max(0.0);
     against_chance(Attack::Correlation, ["max |rho|", "p of max |rho|"], value, interval, chance, bins)
@@ -104,13 +97,10 @@ impl Products {
         (self.bins - 1).saturating_sub(4 * lags)
     }
 
-    /// `lag` counts from -lags up, as an offset of `lags` would make it; see [`greatest`].
+    /// Bins times the correlation of the payload with what is seen `lag` bins later, where the wire is `turned`.
     fn sum_at(&self, seen: usize, turned: usize, lag: isize) -> f64 {
-        let place = if lag < 0 {
-            turned + self.bins - lag.unsigned_abs()
-        } else {
-            turned + lag.unsigned_abs()
-        };
+        let place =
+            if lag < 0 { turned + self.bins - lag.unsigned_abs() } else { turned + lag.unsigned_abs() };
         self.of.get(seen).and_then(|products| products.get(place % self.bins)).copied().unwrap_or(0.0)
     }
 }
@@ -126,6 +116,18 @@ fn standard(values: Vec<f64>) -> Option<Vec<f64>> {
 struct Found {
     seen: usize,
     lag: isize,
+}
+
+impl Found {
+    /// The correlation of these runs there.
+    fn of<'a>(self, runs: impl Iterator<Item = &'a Products>) -> f64 {
+        let (mut sum, mut bins) = (0.0, 0.0);
+        for run in runs {
+            sum += run.sum_at(self.seen, 0, self.lag);
+            bins += run.bins as f64;
+        }
+        sum / bins
+    }
 }
 
 /// The greatest correlation, its sign dropped, when each run's wire is `turned`; not a number without runs.
@@ -147,18 +149,11 @@ fn greatest(runs: &[Products], turned: &[usize], lags: usize) -> (f64, Found) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::planted::{BLOCK, Link, MILLI, Planted};
+    use super::super::planted::{BLOCK, Link, MILLI, Planted, runs};
     use super::*;
     use crate::observe::finding::Verdict;
+    use crate::observe::trace::{Sight, Trace};
     use rand_core::SeedableRng;
-
-    fn runs(planted: &[Planted]) -> Vec<Run<'_>> {
-        let run = |planted: &'_ Planted| Run {
-            payload: planted.payload.window(0, BLOCK),
-            wire: planted.wire.window(0, BLOCK),
-        };
-        planted.iter().map(run).collect()
-    }
 
     fn attacked(link: Link, blocks: u32, seed: u64) -> Vec<Finding> {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
@@ -186,8 +181,9 @@ mod tests {
     fn schedules_that_know_nothing_exceed_chance_as_often_as_they_say() {
         for link in [Link::Constant, Link::Jittered] {
             let tries = 40;
-            let wrong =
-                (0..tries).filter(|seed| attacked(link, 3, 300 + seed)[0].verdict() == Verdict::Missed).count();
+            let wrong = (0..tries)
+                .filter(|seed| attacked(link, 3, 300 + seed)[0].verdict() == Verdict::Missed)
+                .count();
             assert!(wrong <= 6, "{link:?}: {wrong} of {tries} exceed 95 % of chance");
         }
     }
@@ -196,9 +192,8 @@ mod tests {
     fn a_wire_that_never_varies_tells_nothing() {
         let mut rng = ChaCha8Rng::seed_from_u64(1);
         let mut planted = Link::Constant.block(0, 1, |_, _| true, &mut rng);
-        planted.wire = crate::observe::trace::Trace::new(
-            (0..500).map(|slot| crate::observe::trace::Sight { at: slot * 2 * MILLI, length: 1360 }).collect(),
-        );
+        let slots = (0..500).map(|slot| Sight { at: slot * 2 * MILLI, length: 1360 });
+        planted.wire = Trace::new(slots.collect());
         let findings = correlation(&runs(&[planted]), 4 * MILLI, 4, &mut rng);
         assert_eq!((findings[0].value, findings[0].verdict()), (0.0, Verdict::Met));
     }

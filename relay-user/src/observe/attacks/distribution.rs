@@ -2,9 +2,7 @@
 
 use super::{NO_CHANCE, against_chance, untold};
 use crate::observe::finding::{Attack, Finding, Target};
-use crate::observe::stats::{
-    Blocks, bootstrap, jackknife, ks_sorted, permutation, quantile_edges, shuffle,
-};
+use crate::observe::stats::{Blocks, bootstrap, jackknife, ks_sorted, permutation, quantile_edges, shuffle};
 use crate::observe::trace::Sample;
 use rand_chacha::ChaCha8Rng;
 use std::collections::BTreeMap;
@@ -58,7 +56,8 @@ fn rejections(samples: &[Sample<'_>], labels: &[u16], blocks: &Blocks, rng: &mut
             block_of[member] = block;
         }
     }
-    let of = |label: u16| -> Vec<usize> { (0..labels.len()).filter(|&sample| labels[sample] == label).collect() };
+    let of =
+        |label: u16| -> Vec<usize> { (0..labels.len()).filter(|&sample| labels[sample] == label).collect() };
     let (mut idle, mut busy) = (of(0), of(1));
     let (mut alike, mut across) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
@@ -115,10 +114,10 @@ fn share_rejected(alike: &[Pair], across: &[Pair], weights: &[f64]) -> f64 {
     f64::NAN
 }
 
-const BINS: usize = 256;
+const BINS: usize = 128;
 /// Gaps that suffice to lay down bins.
 const POOL: usize = 100_000;
-const SHUFFLES: usize = 999;
+const SHUFFLES: usize = 499;
 /// Fewer arrangements of labels than this, and none is rare.
 const LEAST_ARRANGEMENTS: f64 = 100.0;
 

@@ -3,7 +3,7 @@
 use super::correlation::{Run, SEEN};
 use super::shape::{NAMES, shapes};
 use super::{NO_CHANCE, against_chance};
-use crate::observe::finding::{Attack, Finding};
+use crate::observe::finding::{Attack, Finding, Interval};
 use crate::observe::stats::{Blocks, below, jackknife, mutual_information, permutation, quantile_bins};
 use crate::observe::trace::Sample;
 use rand_chacha::ChaCha8Rng;
@@ -42,7 +42,7 @@ pub fn of_labels(samples: &[Sample<'_>], rng: &mut ChaCha8Rng) -> Vec<Finding> {
 /// bytes and unevenness, against the same with the wire rotated in time, each run by an amount of its own.
 pub fn of_bytes(runs: &[Run<'_>], bin: u64, rng: &mut ChaCha8Rng) -> Vec<Finding> {
     let (mut payload, mut lengths) = (Vec::new(), Vec::new());
-    let mut seen = [const { Vec::new() }; SEEN];
+    let mut seen: [Vec<f64>; SEEN] = std::array::from_fn(|_| Vec::new());
     for run in runs {
         let truth = run.truth(bin);
         let series = run.seen(bin);
@@ -123,15 +123,15 @@ fn names(blocks: &Blocks, samples: usize) -> Vec<usize> {
     names
 }
 
-fn without_blocks(
-    truth: &[usize],
-    seen: &[usize],
-    block_of: &[usize],
-    blocks: usize,
-) -> crate::observe::finding::Interval {
+fn without_blocks(truth: &[usize], seen: &[usize], block_of: &[usize], blocks: usize) -> Interval {
     jackknife(blocks, |left_out| {
         let kept = |values: &[usize]| -> Vec<usize> {
-            values.iter().zip(block_of).filter(|(_, block)| Some(**block) != left_out).map(|(v, _)| *v).collect()
+            values
+                .iter()
+                .zip(block_of)
+                .filter(|(_, block)| Some(**block) != left_out)
+                .map(|(v, _)| *v)
+                .collect()
         };
         mutual_information(&kept(truth), &kept(seen))
     })
@@ -139,7 +139,7 @@ fn without_blocks(
 
 #[cfg(test)]
 mod tests {
-    use super::super::planted::{BLOCK, Link, MILLI, Planted, samples};
+    use super::super::planted::{Link, MILLI, Planted, runs, samples};
     use super::*;
     use crate::observe::finding::Verdict;
     use rand_core::SeedableRng;
@@ -151,14 +151,8 @@ mod tests {
 
     fn by_bytes(link: Link, seed: u64) -> Vec<Finding> {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let planted: Vec<Planted> =
-            (0..4).map(|block| link.block(block, 1, |_, _| true, &mut rng)).collect();
-        let run = |planted: &'_ Planted| Run {
-            payload: planted.payload.window(0, BLOCK),
-            wire: planted.wire.window(0, BLOCK),
-        };
-        let runs: Vec<Run<'_>> = planted.iter().map(run).collect();
-        of_bytes(&runs, 10 * MILLI, &mut rng)
+        let planted: Vec<Planted> = (0..4).map(|block| link.block(block, 1, |_, _| true, &mut rng)).collect();
+        of_bytes(&runs(&planted), 10 * MILLI, &mut rng)
     }
 
     #[test]
@@ -184,8 +178,9 @@ mod tests {
         let tries = 25;
         for link in [Link::Constant, Link::Jittered, Link::Drifting] {
             for attack in [by_labels, by_bytes] {
-                let wrong =
-                    (0..tries).filter(|seed| attack(link, 500 + seed)[0].verdict() == Verdict::Missed).count();
+                let wrong = (0..tries)
+                    .filter(|seed| attack(link, 500 + seed)[0].verdict() == Verdict::Missed)
+                    .count();
                 assert!(wrong <= 4, "{link:?}: {wrong} of {tries} exceed 95 % of chance");
             }
         }

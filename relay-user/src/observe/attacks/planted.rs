@@ -2,6 +2,7 @@
 
 use super::super::stats::{normal, unit};
 use super::super::trace::{SECOND, Sample, Sight, Trace};
+use super::correlation::Run;
 use rand_chacha::ChaCha8Rng;
 use rand_core::SeedableRng;
 
@@ -38,7 +39,9 @@ impl Link {
     /// Blocks that are idle and busy in turn.
     pub(super) fn traces(self, blocks: u32, seed: u64) -> Vec<Planted> {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        (0..blocks).map(|block| self.block(block, u16::from(block % 2 == 1), |busy, _| busy, &mut rng)).collect()
+        (0..blocks)
+            .map(|block| self.block(block, u16::from(block % 2 == 1), |busy, _| busy, &mut rng))
+            .collect()
     }
 
     /// One block, with payload whenever `active` says so of the label and the time since the block began.
@@ -100,23 +103,37 @@ fn nanos(value: f64) -> u64 {
 
 /// Windows of 100 ms.
 pub(super) fn samples(planted: &[Planted]) -> Vec<Sample<'_>> {
-    let windows = |planted: &'_ Planted| {
-        let Planted { wire, label, block, .. } = planted;
-        (0..BLOCK / WINDOW).map(move |index| Sample {
-            window: wire.window(index * WINDOW, (index + 1) * WINDOW),
-            label: *label,
-            block: *block,
+    planted
+        .iter()
+        .flat_map(|Planted { wire, label, block, .. }| {
+            (0..BLOCK / WINDOW).map(move |index| Sample {
+                window: wire.window(index * WINDOW, (index + 1) * WINDOW),
+                label: *label,
+                block: *block,
+            })
         })
-    };
-    planted.iter().flat_map(windows).collect()
+        .collect()
 }
 
 /// Whole blocks.
 pub(super) fn whole(planted: &[Planted]) -> Vec<Sample<'_>> {
-    let sample = |planted: &'_ Planted| Sample {
-        window: planted.wire.window(0, BLOCK),
-        label: planted.label,
-        block: planted.block,
-    };
-    planted.iter().map(sample).collect()
+    planted
+        .iter()
+        .map(|Planted { wire, label, block, .. }| Sample {
+            window: wire.window(0, BLOCK),
+            label: *label,
+            block: *block,
+        })
+        .collect()
+}
+
+/// Whole blocks, with what went in.
+pub(super) fn runs(planted: &[Planted]) -> Vec<Run<'_>> {
+    planted
+        .iter()
+        .map(|Planted { payload, wire, .. }| Run {
+            payload: payload.window(0, BLOCK),
+            wire: wire.window(0, BLOCK),
+        })
+        .collect()
 }

@@ -4,7 +4,7 @@ use super::untold;
 use crate::observe::finding::{Attack, Finding, Interval, Target};
 use crate::observe::stats::{chi_square_p, kolmogorov_p, ks_uniform};
 use crate::observe::trace::Window;
-use relay_common::wire::{CELL_LEN, LINK_HEADER_LEN};
+use relay_common::wire::{CELL_LEN, DatagramType, LINK_HEADER_LEN};
 use std::collections::BTreeSet;
 
 /// How many different lengths there are: one, on a link that is up.
@@ -24,11 +24,13 @@ pub fn lengths(windows: &[Window<'_>]) -> Finding {
 /// Those of the captured datagrams that are cells, without what the protocol shows everyone: type, receiver index and
 /// counter. Handshakes are left out: keys in them are not uniform as bytes, and they are no cells.
 pub fn sealed<'a>(datagrams: impl IntoIterator<Item = &'a [u8]>) -> impl Iterator<Item = &'a [u8]> {
-    let cells = datagrams.into_iter().filter(|datagram| datagram.len() == CELL_LEN && datagram.first() == Some(&CELL));
+    let cells = datagrams
+        .into_iter()
+        .filter(|datagram| datagram.len() == CELL_LEN && datagram.first() == Some(&CELL));
     cells.filter_map(|cell| cell.get(LINK_HEADER_LEN..))
 }
 
-const CELL: u8 = 1;
+const CELL: u8 = DatagramType::Cell as u8;
 
 /// Whether bytes at each place of `texts` are uniform, by chi-square; places with fewer than 1280 bytes are left out.
 ///

@@ -21,26 +21,27 @@ pub fn start_stop(samples: &[Sample<'_>], bin: u64, rng: &mut ChaCha8Rng) -> Vec
     }
     let fold_of = blocks.folds(&labels, folds, rng);
     let scores: Vec<Scores> = samples.iter().map(|sample| scores(sample.window, bin)).collect();
-    let folds: Vec<Fold> = (0..folds)
+    let held_out: Vec<Ranking> = (0..folds)
         .map(|fold| {
             let (best, sign) = learn(&scores, &labels, |sample| fold_of[sample] != fold);
-            let members = (0..samples.len()).filter(|&sample| fold_of[sample] == fold).collect();
-            Fold { members, best, sign }
+            let members = (0..samples.len()).filter(|&sample| fold_of[sample] == fold);
+            ranking(members.map(|sample| (sign * scores[sample][best], sample)))
         })
         .collect();
+    let alone = (0..DETECTORS).map(|detector| {
+        vec![ranking(scores.iter().enumerate().map(|(sample, scores)| (scores[detector], sample)))]
+    });
     let targets = std::iter::once(TARGET).chain(std::iter::repeat(Target::None));
+    let rankings = std::iter::once(held_out).chain(alone);
     STATISTICS
         .into_iter()
+        .zip(rankings)
         .zip(targets)
-        .enumerate()
-        .map(|(place, (statistic, target))| {
-            let area = |weights: &[f64]| match place.checked_sub(1) {
-                Some(detector) => alone(&scores, &labels, weights, detector),
-                None => held_out(&folds, &scores, &labels, weights),
-            };
-            let value = area(&vec![1.0; samples.len()]);
-            let interval =
-                bootstrap(blocks.len(), RESAMPLES, rng, |drawn| area(&blocks.weights(drawn)));
+        .map(|((statistic, rankings), target)| {
+            let value = area(&rankings, &labels, &vec![1.0; samples.len()]);
+            let interval = bootstrap(blocks.len(), RESAMPLES, rng, |drawn| {
+                area(&rankings, &labels, &blocks.weights(drawn))
+            });
             Finding { attack: Attack::StartStop, statistic, value, interval, target, samples: samples.len() }
         })
         .collect()
@@ -71,13 +72,6 @@ fn scores(window: Window<'_>, bin: u64) -> Scores {
     [cusum(&counts), glr_mean(&counts), cusum(&uneven), glr_variance(&centered)]
 }
 
-/// The stretches of one fold, with the detector that did best outside of it.
-struct Fold {
-    members: Vec<usize>,
-    best: usize,
-    sign: f64,
-}
-
 /// The detector that tells the `given` stretches apart best, and whether high means a change (1) or none (-1).
 fn learn(scores: &[Scores], labels: &[u16], given: impl Fn(usize) -> bool) -> (usize, f64) {
     let mut best = (0, 1.0);
@@ -96,44 +90,34 @@ fn learn(scores: &[Scores], labels: &[u16], given: impl Fn(usize) -> bool) -> (u
     best
 }
 
-/// AUC within folds, averaged by pairs: pairs across folds would be of scores learnt with one of the two at hand.
-fn held_out(folds: &[Fold], scores: &[Scores], labels: &[u16], weights: &[f64]) -> f64 {
-    let (mut sum, mut pairs) = (0.0, 0.0);
-    for fold in folds {
-        let entries = fold.members.iter().map(|&sample| (fold.sign * scores[sample][fold.best], sample));
-        let (area, of) = weighted(entries, labels, weights);
-        sum += area;
-        pairs += of;
-    }
-    sum / pairs
+/// Scores in order, each with the stretch that it is of.
+type Ranking = Vec<(f64, usize)>;
+
+fn ranking(scores: impl Iterator<Item = (f64, usize)>) -> Ranking {
+    let mut ranking: Ranking = scores.collect();
+    ranking.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
+    ranking
 }
 
-fn alone(scores: &[Scores], labels: &[u16], weights: &[f64], detector: usize) -> f64 {
-    let entries = scores.iter().enumerate().map(|(sample, scores)| (scores[detector], sample));
-    let (area, pairs) = weighted(entries, labels, weights);
-    area / pairs
-}
-
-/// Pairs in which the changed stretch scores higher, ties half, and all pairs.
-fn weighted(
-    entries: impl Iterator<Item = (f64, usize)>,
-    labels: &[u16],
-    weights: &[f64],
-) -> (f64, f64) {
-    let mut entries: Vec<(f64, usize)> = entries.filter(|&(_, sample)| weights[sample] > 0.0).collect();
-    entries.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
-    let (mut below, mut above, mut wins) = (0.0, 0.0, 0.0);
-    for tied in entries.chunk_by(|a, b| a.0 == b.0) {
-        let of = |label: u16| -> f64 {
-            let kept = tied.iter().filter(|&&(_, sample)| labels[sample] == label);
-            kept.map(|&(_, sample)| weights[sample]).sum()
-        };
-        let (negative, positive) = (of(0), of(1));
-        wins += positive * (below + negative / 2.0);
-        below += negative;
-        above += positive;
+/// The share of pairs in which the changed stretch scores higher, ties half, each stretch counted `weights` times.
+///
+/// Only pairs of one ranking count, and there is one for each fold: a pair across folds would be of scores that were
+/// learnt with one of the two at hand, which comes out below 0.5 where there is nothing to learn.
+fn area(rankings: &[Ranking], labels: &[u16], weights: &[f64]) -> f64 {
+    let (mut wins, mut pairs) = (0.0, 0.0);
+    for ranking in rankings {
+        let mut below = [0.0; 2];
+        for tied in ranking.chunk_by(|a, b| a.0 == b.0) {
+            let mut here = [0.0; 2];
+            for &(_, sample) in tied {
+                here[usize::from(labels[sample] == 1)] += weights[sample];
+            }
+            wins += here[1] * (below[0] + here[0] / 2.0);
+            below = [below[0] + here[0], below[1] + here[1]];
+        }
+        pairs += below[0] * below[1];
     }
-    (wins, below * above)
+    wins / pairs
 }
 
 #[cfg(test)]
@@ -186,11 +170,11 @@ mod tests {
 
     #[test]
     fn weights_count_as_repeats_do() {
-        let scores = [[1.0; DETECTORS], [2.0; DETECTORS], [3.0; DETECTORS]];
+        let rankings = [ranking([(3.0, 2), (1.0, 0), (2.0, 1)].into_iter())];
         let labels = [0, 1, 0];
-        assert_eq!(alone(&scores, &labels, &[1.0; 3], 0), 0.5);
-        assert_eq!(alone(&scores, &labels, &[3.0, 1.0, 1.0], 0), auc(&[1.0, 1.0, 1.0, 3.0], &[2.0]));
-        assert!(alone(&scores, &labels, &[1.0, 0.0, 1.0], 0).is_nan());
+        assert_eq!(area(&rankings, &labels, &[1.0; 3]), 0.5);
+        assert_eq!(area(&rankings, &labels, &[3.0, 1.0, 1.0]), auc(&[1.0, 1.0, 1.0, 3.0], &[2.0]));
+        assert!(area(&rankings, &labels, &[1.0, 0.0, 1.0]).is_nan());
     }
 
     #[test]

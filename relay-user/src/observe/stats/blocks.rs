@@ -70,8 +70,7 @@ impl Blocks {
     /// The labels as they could as well have been, if they meant nothing: blocks of one label trade it among
     /// themselves, and in each block of several, labels trade places.
     pub fn permuted(&self, labels: &[u16], rng: &mut ChaCha8Rng) -> Vec<u16> {
-        let mut dealt: Vec<u16> =
-            self.iter().filter_map(|members| only(&kinds(labels, members))).collect();
+        let mut dealt: Vec<u16> = self.iter().filter_map(|members| only(&kinds(labels, members))).collect();
         shuffle(&mut dealt, rng);
         let mut permuted = labels.to_vec();
         for members in self.iter() {
