@@ -1,0 +1,3 @@
+//! The observers, each by the number of [`super::finding::Attack`].
+
+pub mod cover;
