@@ -12,7 +12,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_core::Rng;
 
 /// Blocks that a run is cut into, of as many cells each.
-const BLOCKS: usize = 256;
+const BLOCKS: usize = 128;
 /// Values told apart: as many cells in each. Equal values stay together.
 const CODES: usize = 64;
 /// Draws of signs: the least p-value is 1 / (this + 1).
@@ -123,10 +123,14 @@ pub struct Comparison {
 /// What every view gives. `planted` says what is wanted of the p-values: in a run whose payload was delayed, that it is
 /// found; otherwise they have no target, and the AUCs have theirs. A view without enough cells of either kind has no power.
 pub fn cover(emissions: &[Emission], planted: bool, rng: &mut ChaCha8Rng) -> Vec<Finding> {
+    findings(planted, |view| compare(emissions, view, rng))
+}
+
+fn findings(planted: bool, mut compare: impl FnMut(View) -> Option<Comparison>) -> Vec<Finding> {
     let mut findings = Vec::new();
     for view in View::ALL {
         let [auc, within, distance, p] = view.names();
-        let compared = compare(emissions, view, rng);
+        let compared = compare(view);
         let samples = compared.map_or(0, |it| it.payload + it.cover);
         let mut add = |statistic, value: Option<(f64, Interval)>, target| {
             let (value, interval) = value.unwrap_or((f64::NAN, Interval::exact(f64::NAN)));
@@ -148,6 +152,10 @@ pub fn cover(emissions: &[Emission], planted: bool, rng: &mut ChaCha8Rng) -> Vec
 
 /// One view; `None` where it has fewer than 1000 cells of either kind.
 pub fn compare(emissions: &[Emission], view: View, rng: &mut ChaCha8Rng) -> Option<Comparison> {
+    compare_by(emissions, view, DRAWS, rng)
+}
+
+fn compare_by(emissions: &[Emission], view: View, draws: u32, rng: &mut ChaCha8Rng) -> Option<Comparison> {
     let cells = coded(emissions, view);
     let payload = cells.iter().filter(|cell| cell.payload).count();
     let cover = cells.len() - payload;
@@ -157,7 +165,7 @@ pub fn compare(emissions: &[Emission], view: View, rng: &mut ChaCha8Rng) -> Opti
     let blocks = blocks(&cells);
     let (within, within_interval) = ratio(&blocks);
     let (auc, interval) = pooled(&cells, payload as f64, cover as f64);
-    let (distance, p) = signed(&blocks, rng);
+    let (distance, p) = signed(&blocks, draws, rng);
     Some(Comparison { auc, interval, within, within_interval, distance, p, payload, cover })
 }
 
@@ -304,7 +312,7 @@ fn pooled(cells: &[Cell], payload: f64, cover: f64) -> (f64, Interval) {
 }
 
 /// The distance between the distributions, and how often blocks with signs by chance give one as great.
-fn signed(blocks: &[Block], rng: &mut ChaCha8Rng) -> (f64, f64) {
+fn signed(blocks: &[Block], draws: u32, rng: &mut ChaCha8Rng) -> (f64, f64) {
     let weight: f64 = blocks.iter().map(|block| block.weight).sum();
     let greatest = |sign: &mut dyn FnMut() -> f64| {
         let mut sums = [0.0; CODES];
@@ -317,10 +325,10 @@ fn signed(blocks: &[Block], rng: &mut ChaCha8Rng) -> (f64, f64) {
         sums.iter().fold(0.0, |greatest: f64, sum| greatest.max(sum.abs()))
     };
     let found = greatest(&mut || 1.0);
-    let as_great = (0..DRAWS)
+    let as_great = (0..draws)
         .filter(|_| greatest(&mut || if rng.next_u32() & 1 == 0 { 1.0 } else { -1.0 }) >= found)
         .count();
-    (found / weight, (1.0 + as_great as f64) / (1.0 + f64::from(DRAWS)))
+    (found / weight, (1.0 + as_great as f64) / (1.0 + f64::from(draws)))
 }
 
 #[cfg(test)]

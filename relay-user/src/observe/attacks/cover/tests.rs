@@ -46,12 +46,13 @@ fn run(truth: Truth, seed: u64) -> Vec<Emission> {
 }
 
 fn compared(truth: Truth, view: View, seed: u64) -> Comparison {
-    compare(&run(truth, seed), view, &mut ChaCha8Rng::seed_from_u64(seed)).unwrap()
+    compare_by(&run(truth, seed), view, 199, &mut ChaCha8Rng::seed_from_u64(seed)).unwrap()
 }
 
 #[test]
 fn a_planted_delay_of_5_us_is_found() {
-    let found = compared(Truth { delay: 5_000.0, ..CLEAN }, View::Lateness, 1);
+    let cells = run(Truth { delay: 5_000.0, ..CLEAN }, 1);
+    let found = compare(&cells, View::Lateness, &mut ChaCha8Rng::seed_from_u64(1)).unwrap();
     assert!(found.p < 0.001, "{found:?}");
     // 5 of 32 µs: an AUC of 0.64 between two uniform laws, a little less beside stalls.
     assert!((0.57..0.66).contains(&found.within) && found.distance > 0.08, "{found:?}");
@@ -81,7 +82,7 @@ fn cells_that_depend_on_each_other_are_not_counted_as_if_they_did_not() {
     let (mut naive, mut by_blocks) = (0, 0);
     for seed in 0..20 {
         let cells = run(truth, 300 + seed);
-        let found = compare(&cells, View::Lateness, &mut ChaCha8Rng::seed_from_u64(seed)).unwrap();
+        let found = compare_by(&cells, View::Lateness, 1, &mut ChaCha8Rng::seed_from_u64(seed)).unwrap();
         let (payload, cover) = (found.payload as f64, found.cover as f64);
         // The spread of an AUC of independent values without ties.
         let error = ((payload + cover + 1.0) / (12.0 * payload * cover)).sqrt();
@@ -101,18 +102,21 @@ fn slow_links_with_most_of_the_payload_tell_only_where_they_are_lumped_together(
 
 #[test]
 fn findings_have_their_targets_and_too_few_cells_no_power() {
-    let mut rng = ChaCha8Rng::seed_from_u64(6);
-    let clean = cover(&run(CLEAN, 6), false, &mut rng);
+    let cover = |truth, planted| {
+        let (cells, mut rng) = (run(truth, 6), ChaCha8Rng::seed_from_u64(6));
+        findings(planted, |view| compare_by(&cells, view, 1001, &mut rng))
+    };
+    let clean = cover(CLEAN, false);
     assert_eq!(clean.len(), 16);
     assert!(clean.iter().all(|it| matches!(it.verdict(), Verdict::Met | Verdict::Reported)), "{clean:?}");
-    let planted = cover(&run(Truth { delay: 5_000.0, ..CLEAN }, 6), true, &mut rng);
+    let planted = cover(Truth { delay: 5_000.0, ..CLEAN }, true);
     let verdicts: Vec<Verdict> = planted.iter().map(Finding::verdict).collect();
     assert_eq!(verdicts.iter().filter(|it| **it == Verdict::Met).count(), 1, "{planted:?}");
     assert!(verdicts.iter().all(|it| matches!(it, Verdict::Met | Verdict::Reported)));
     // The same delay where none may be.
-    let leaking = cover(&run(Truth { delay: 5_000.0, ..CLEAN }, 6), false, &mut rng);
+    let leaking = cover(Truth { delay: 5_000.0, ..CLEAN }, false);
     assert!(leaking.iter().any(|it| it.verdict() == Verdict::Missed));
-    let few = cover(&run(Truth { cells: 1500, ..CLEAN }, 6), false, &mut rng);
+    let few = cover(Truth { cells: 1500, ..CLEAN }, false);
     assert!(few.iter().all(|it| it.verdict() == Verdict::NoPower), "{few:?}");
 }
 
