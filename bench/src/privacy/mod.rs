@@ -26,6 +26,7 @@ pub mod scenario;
 mod servers;
 pub mod text;
 mod tool;
+pub mod truth;
 
 use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};

@@ -5,6 +5,7 @@ mod edge;
 mod pool;
 mod snapshot;
 mod turning;
+mod watch;
 
 pub use crossing::{CrossingCounters, Owners};
 pub use edge::NodeEdge;
@@ -247,3 +248,6 @@ fn prefer(poll: Poll) -> Result<(), Box<dyn std::error::Error>> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;
