@@ -371,25 +371,10 @@ fn trunk_peers(network: &NetworkDocument, me: &Relay) -> Result<Vec<Peer>> {
     Ok(peers)
 }
 
-/// The path that the configuration names, or the first that the document's trunks allow.
-fn client_path(config: &ClientConfig, network: &NetworkDocument) -> Result<Vec<PathRelay>> {
-    let names: Vec<String> = match &config.path {
-        Some(names) => names.to_vec(),
-        None => network.first_path().map(|path| path.map(|relay| relay.name.clone()).to_vec()).ok_or_else(|| ConfigError {
-            file: config.network.clone(),
-            line: None,
-            key: Some("trunks".to_owned()),
-            what: "no entry, middle and exit are joined by trunks".to_owned(),
-            remedy: "have the document changed".to_owned(),
-        })?,
-    };
-    names
-        .iter()
-        .map(|name| {
-            let relay = network.relay(name).context("a path names relays of the document")?;
-            Ok(PathRelay { name: relay.name.clone(), id: relay.id, public: relay.key })
-        })
-        .collect()
+/// The relays of a client's circuits.
+fn client_path(config: &ClientConfig, network: &NetworkDocument) -> Result<Vec<PathRelay>, ConfigError> {
+    let of = |relay: &Relay| PathRelay { name: relay.name.clone(), id: relay.id, public: relay.key };
+    Ok(config.path_in(network)?.map(of).to_vec())
 }
 
 fn pool_networks(pool4: Prefix, pool6: Prefix) -> Result<PoolNetworks> {
