@@ -60,7 +60,7 @@ async fn relay(config: RelayConfig, key: StaticKey, network: NetworkDocument, me
     let mut limits = Limits { exit: config.exit.is_some(), ..Limits::default() };
     limits.events = 2 * limits.circuits as usize;
     limits.waiting = config.datapath.frames as usize / 2;
-    let (_, client_class) = network.client_class(&config.network)?;
+    let (_, client_class) = network.class_of_clients(&config.network)?;
     let client_pace = pace(client_class);
     limits.spare = client_class.schedule.spare();
     let port = me.address.port();
@@ -110,7 +110,7 @@ async fn client(config: ClientConfig, network: NetworkDocument) -> Result<()> {
     let status = bind_status(&config.control.socket)?;
     let clock = Clock::start();
     let rng = system_rng()?;
-    let (_, class) = network.client_class(&config.network)?;
+    let (_, class) = network.class_of_clients(&config.network)?;
     let path = client_path(&config, &network)?;
     let entry = network.relay_by_id(&path[0].id).context("the entry is in the document")?;
     let peers = vec![Peer {

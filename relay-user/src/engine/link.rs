@@ -119,10 +119,9 @@ pub(super) struct Link {
 
 impl Link {
     pub(super) fn new(schedule: Schedule, lead: Nanos, now: Nanos) -> Self {
-        let tolerance = tolerance(schedule.period());
         Self {
-            max_held: sealed_ahead(&schedule, tolerance + lead),
-            tolerance,
+            max_held: sealed_ahead(&schedule, lead),
+            tolerance: tolerance(schedule.period()),
             schedule,
             sender: None,
             sessions: None,
@@ -139,8 +138,9 @@ impl Link {
 
 /// Cells of one link that may be sealed and not yet sent: those of the slots from the latest that is still made up for
 /// to the end of the lead, and one beside them. A wheel tick brings some early.
-fn sealed_ahead(schedule: &Schedule, span: Nanos) -> usize {
-    usize::try_from(schedule.most_within(span + wheel::TICK)).unwrap_or(usize::MAX).saturating_add(1)
+fn sealed_ahead(schedule: &Schedule, lead: Nanos) -> usize {
+    let span = tolerance(schedule.period()) + lead + wheel::TICK;
+    usize::try_from(schedule.most_within(span)).unwrap_or(usize::MAX).saturating_add(1)
 }
 
 /// How late a cell may still go. A property of the class alone, so that it tells nothing of payload.

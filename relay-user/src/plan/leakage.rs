@@ -6,13 +6,13 @@ use serde::Serialize;
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Leakage {
     /// The policy that chooses classes.
-    policy: String,
+    pub(crate) policy: String,
     /// Classes that it chooses from.
-    classes: u32,
+    pub(crate) classes: u32,
     /// Changes, at most.
-    changes_per_day: f64,
+    pub(crate) changes_per_day: f64,
     /// Bits that an observer can learn in a day, at most.
-    bits_per_day: f64,
+    pub(crate) bits_per_day: f64,
 }
 
 impl Leakage {

@@ -118,7 +118,7 @@ impl Plan {
 
     fn of_client(config: &ClientConfig, network: &NetworkDocument) -> Result<Self, ConfigError> {
         config.check_against(network)?;
-        let (name, class) = network.client_class(&config.network)?;
+        let (name, class) = network.class_of_clients(&config.network)?;
         let path = config.path_in(network)?;
         let trunks = joints(network, path);
         let rate = f64::from(class.rate);
@@ -150,7 +150,7 @@ impl Plan {
 
     fn of_relay(config: &RelayConfig, network: &NetworkDocument) -> Result<Self, ConfigError> {
         let me = config.named_in(network)?;
-        let (client_class, class) = network.client_class(&config.network)?;
+        let (client_class, class) = network.class_of_clients(&config.network)?;
         let (mut links, mut latency, mut problems) = (Vec::new(), Vec::new(), Vec::new());
         let (mut cells, mut circuits, mut lanes) = (0.0, 0_u32, 0_u32);
         for trunk in network.trunks.iter().filter(|trunk| trunk.between.contains(&me.name)) {
@@ -179,12 +179,12 @@ impl Plan {
         let clients = if entry { circuits.min(limits.links.saturating_sub(lanes)) } else { 0 };
         let exit = config.exit.is_some();
         let work = if exit { Work::Ending } else { Work::Relaying };
-        let mut load = cores(&config.datapath, "trunks alone", cells, work);
+        let mut load = cores(&config.datapath, "all trunks", cells, work);
         if entry {
             links.push(link("each client", client_class, class, 1, me, None));
             latency.push(way("to a client".to_owned(), vec![hop(me, "client", behind_cover(class))]));
             let full = cells + f64::from(clients) * f64::from(class.rate);
-            load.extend(cores(&config.datapath, &format!("with {clients} clients"), full, work));
+            load.extend(cores(&config.datapath, &format!("and {clients} clients"), full, work));
         }
         problems.extend(too_few_workers(&load, config.worker.count));
         Ok(Self {
@@ -343,7 +343,7 @@ fn too_few_workers(load: &[Cores], workers: u16) -> Option<String> {
         .filter(|cores| cores.datapath == first.datapath && cores.cores > f64::from(workers))
         .max_by(|a, b| a.cores.total_cmp(&b.cores))?;
     Some(format!(
-        "{} take {:.1} cores by {}, and worker.count is {workers}; raise it, or have fewer cells",
+        "{}: {:.1} cores by {}, and worker.count is {workers}; raise it, or have fewer cells",
         heaviest.when, heaviest.cores, heaviest.datapath
     ))
 }

@@ -118,7 +118,7 @@ fn a_relays_plan_is_what_the_hand_computes() {
     let cores: Vec<f64> = plan.cores.iter().map(|cores| cores.cores).collect();
     near(cores[0], 4000.0 * 757.576e-9 / 0.8);
     near(cores[1], 7000.0 * 757.576e-9 / 0.8);
-    assert_eq!(plan.cores[1].when, "with 2 clients");
+    assert_eq!(plan.cores[1].when, "and 2 clients");
     // Two lanes and two clients; two circuits.
     assert_eq!((plan.memory.links, plan.memory.circuits), (4 * 3101, 2 * 1904));
     let middle = relay(&usual(), "middle", 2).unwrap();
@@ -139,7 +139,7 @@ fn what_cannot_work_is_a_problem() {
     let fast = network("rate = 9000\nschedule = \"constant\"", "rate = 200000\nschedule = \"constant\"");
     let plan = relay(&fast, "entry", 1).unwrap();
     let full = plan.cores.last().unwrap();
-    assert_eq!((full.when.as_str(), full.cells_per_second), ("with 44 clients", 796_000.0));
+    assert_eq!((full.when.as_str(), full.cells_per_second), ("and 44 clients", 796_000.0));
     assert!(plan.works(), "{:?}", plan.problems);
     let error = relay(&usual(), "nobody", 1).unwrap_err();
     assert_eq!(error.key.as_deref(), Some("name"));
@@ -149,7 +149,7 @@ fn what_cannot_work_is_a_problem() {
 fn workers_are_counted_against_the_heaviest_load() {
     let load = |datapath, cores| Cores { when: "now".to_owned(), datapath, cells_per_second: 1.0, cores, source: "" };
     let loads = [load("a", 0.5), load("b", 9.0), load("a", 1.5)];
-    assert!(too_few_workers(&loads, 1).unwrap().starts_with("now take 1.5 cores by a"));
+    assert!(too_few_workers(&loads, 1).unwrap().starts_with("now: 1.5 cores by a"));
     assert_eq!(too_few_workers(&loads, 2), None);
 }
 

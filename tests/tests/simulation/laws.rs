@@ -161,6 +161,7 @@ fn schedules_have_their_law_and_no_other() {
 }
 
 #[test]
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "times, not negative and far from 2^64")]
 fn a_law_that_is_quietly_off_is_found_out() {
     const RATE: u32 = 2000;
     const PERIOD: u64 = 500_000;
@@ -168,7 +169,6 @@ fn a_law_that_is_quietly_off_is_found_out() {
     let times = |law| slots(law, RATE, 77, 6000);
     let stretched = |times: Vec<u64>, by: f64| -> Vec<u64> {
         let first = times[0];
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a time, not negative")]
         times.iter().map(|at| first + ((at - first) as f64 * by) as u64).collect()
     };
     let without = |mut times: Vec<u64>, every: usize| -> Vec<u64> {
@@ -182,7 +182,6 @@ fn a_law_that_is_quietly_off_is_found_out() {
     let of_gaps = |mut gap: Box<dyn FnMut(f64) -> f64>| -> Vec<u64> {
         let mut rng = ChaCha8Rng::from_seed([9; 32]);
         let mut at = 0.0;
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a time, not negative")]
         let next = |_| {
             at += gap((rng.next_u64() >> 11) as f64 / (1_u64 << 53) as f64) * PERIOD as f64;
             at as u64

@@ -28,7 +28,7 @@ impl NetworkDocument {
     ///
     /// # Errors
     /// [`ConfigError`] about `file` where there is none, or more than one.
-    pub fn client_class(&self, file: &Path) -> Result<(&str, Class), ConfigError> {
+    pub fn class_of_clients(&self, file: &Path) -> Result<(&str, Class), ConfigError> {
         let mut free = self.classes.iter().filter(|(name, _)| !self.is_of_trunks(name));
         match (free.next(), free.next()) {
             (Some((name, class)), None) => Ok((name, *class)),

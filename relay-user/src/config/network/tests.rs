@@ -191,7 +191,7 @@ fn every_schedule_is_read() {
 fn the_clients_class_is_the_one_left_over() {
     let class = |text: &str| {
         let document = NetworkDocument::parse_unverified(file(), text).unwrap();
-        document.client_class(file()).map(|(name, class)| (name.to_owned(), class.rate))
+        document.class_of_clients(file()).map(|(name, class)| (name.to_owned(), class.rate))
     };
     assert_eq!(class(&plain()), Ok(("standard".to_owned(), 1500)));
     let more = plain().replacen("[classes.trunk]", "[classes.other]\nrate = 5\nschedule = \"constant\"\n[classes.trunk]", 1);
