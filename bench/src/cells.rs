@@ -73,7 +73,7 @@ impl Pair {
     pub fn schedule(link: u32, law: Law, rate: u32, start: Nanos) -> Schedule {
         let mut seed = [7; 32];
         seed[..4].copy_from_slice(&link.to_be_bytes());
-        Schedule::new(law, rate, start, seed)
+        Schedule::without_offset(law, rate, start, seed)
     }
 
     /// As [`Self::commands`], with slots towards the exit by `law` from `start` on.

@@ -31,6 +31,15 @@ pub struct Class<'a> {
     pub rate: u32,
     /// The word after `schedule =`.
     pub schedule: &'a str,
+    /// What stands after `pattern =`, where the schedule is one.
+    pub pattern: Option<&'a str>,
+}
+
+impl Class<'_> {
+    fn text(&self, name: &str) -> String {
+        let pattern = self.pattern.map_or_else(String::new, |pattern| format!("pattern = {pattern}\n"));
+        format!("[classes.{name}]\nrate = {}\nschedule = \"{}\"\n{pattern}\n", self.rate, self.schedule)
+    }
 }
 
 /// How the lab's network is laid out.
@@ -50,8 +59,8 @@ impl Default for Layout<'_> {
     fn default() -> Self {
         Self {
             workers: 1,
-            client: Class { rate: CLIENT_RATE, schedule: "jittered" },
-            trunk: Class { rate: TRUNK_RATE, schedule: "constant" },
+            client: Class { rate: CLIENT_RATE, schedule: "jittered", pattern: None },
+            trunk: Class { rate: TRUNK_RATE, schedule: "constant", pattern: None },
             cover: "circuit",
         }
     }
@@ -391,15 +400,13 @@ fn network(relays: &[(Host, String)], (from, until): (u64, u64), layout: Layout<
     let (client, trunk, lanes) = (layout.client, layout.trunk, layout.workers);
     let mut text = format!(
         "version = 1\nepoch = 1\nvalid_from = \"{}\"\nvalid_until = \"{}\"\ncell_len = 1360\nsuite = 1\n\n\
-         [classes.standard]\nrate = {}\nschedule = \"{}\"\n\n\
-         [classes.trunk]\nrate = {}\nschedule = \"{}\"\n",
+         {}{}",
         rfc3339(from),
         rfc3339(until),
-        client.rate,
-        client.schedule,
-        trunk.rate,
-        trunk.schedule,
+        client.text("standard"),
+        trunk.text("trunk").trim_end(),
     );
+    text.push('\n');
     for (host, key) in relays {
         let address = host.address().context("a relay has an address")?;
         let (id, name) = (relay_id(*host), host.name());

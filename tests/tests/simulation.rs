@@ -14,6 +14,8 @@ mod scenario;
 mod faults;
 #[path = "simulation/hostile.rs"]
 mod hostile;
+#[path = "simulation/laws.rs"]
+mod laws;
 #[path = "simulation/lifetimes.rs"]
 mod lifetimes;
 #[path = "simulation/rogue.rs"]

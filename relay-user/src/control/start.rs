@@ -7,7 +7,7 @@ use super::links::{Identity, Links, Pace, Peer};
 use super::node::{Node, Part, StopRequests, runtime};
 use super::path::{Neighbours, Path, Socket};
 use super::status::StatusSocket;
-use crate::config::network::{Class, Relay, RelayRole, Schedule};
+use crate::config::network::{Class, Relay};
 use crate::config::{
     BindMode, BusyPoll, ClientConfig, ConfigError, Cover, Datapath, DatapathMode, HugePages, NetworkDocument,
     PollMode, Prefix, RelayConfig, Timestamp,
@@ -16,7 +16,6 @@ use crate::crypto::StaticKey;
 use crate::edge::pool::PoolNetworks;
 use crate::edge::routes::GuardedRoutes;
 use crate::edge::{ClientEdge, ExitEdge, Offload};
-use crate::engine::schedule::Law;
 use crate::engine::{Engine, Limits};
 use crate::port::{AfXdpPort, ControlDatagram, Port, PortMode, UdpPort};
 use crate::steering::{AttachMode, Steering};
@@ -61,6 +60,9 @@ async fn relay(config: RelayConfig, key: StaticKey, network: NetworkDocument, me
     let mut limits = Limits { exit: config.exit.is_some(), ..Limits::default() };
     limits.events = 2 * limits.circuits as usize;
     limits.waiting = config.datapath.frames as usize / 2;
+    let (_, client_class) = network.class_of_clients(&config.network)?;
+    let client_pace = pace(client_class);
+    limits.spare = client_class.schedule.spare();
     let port = me.address.port();
 
     let workers = config.worker.count;
@@ -78,7 +80,6 @@ async fn relay(config: RelayConfig, key: StaticKey, network: NetworkDocument, me
         None => std::iter::repeat_with(|| NodeEdge::None).take(workers.into()).collect(),
     };
     let peers = trunk_peers(&network, &me)?;
-    let client_pace = pace(client_class(&config.network, &network)?);
     let identity = Identity::new(me.id, key, port, client_pace, clock.now(), &mut rng);
     let links = Links::new(network.suite, Some(identity), peers, limits.links, workers);
     let circuits = Circuits::new(me.id, network.suite, limits.circuits, limits.exit, workers);
@@ -110,7 +111,7 @@ async fn client(config: ClientConfig, network: NetworkDocument) -> Result<()> {
     let status = bind_status(&config.control.socket)?;
     let clock = Clock::start();
     let rng = system_rng()?;
-    let class = client_class(&config.network, &network)?;
+    let (_, class) = network.class_of_clients(&config.network)?;
     let path = client_path(&config, &network)?;
     let entry = network.relay_by_id(&path[0].id).context("the entry is in the document")?;
     let peers = vec![Peer {
@@ -340,29 +341,8 @@ fn system_rng() -> Result<ChaCha20Rng> {
     Ok(ChaCha20Rng::from_seed(seed))
 }
 
-fn pace(class: &Class) -> Pace {
-    let law = match class.schedule {
-        Schedule::Constant => Law::Constant,
-        Schedule::Jittered => Law::Jittered,
-    };
-    Pace { law, rate: class.rate }
-}
-
-/// The class of client links: the one that no trunk has. With more than one, a relay could not tell which a client
-/// means before its first cell.
-fn client_class<'a>(file: &std::path::Path, network: &'a NetworkDocument) -> Result<&'a Class, ConfigError> {
-    let mut free =
-        network.classes.iter().filter(|(name, _)| !network.is_of_trunks(name)).map(|(_, class)| class);
-    match (free.next(), free.next()) {
-        (Some(class), None) => Ok(class),
-        _ => Err(ConfigError {
-            file: file.to_owned(),
-            line: None,
-            key: Some("classes".to_owned()),
-            what: "clients' links have no class of their own, or more than one".to_owned(),
-            remedy: "have the document changed so that exactly one class is no trunk's".to_owned(),
-        }),
-    }
+const fn pace(class: Class) -> Pace {
+    Pace { law: class.schedule, rate: class.rate }
 }
 
 fn trunk_peers(network: &NetworkDocument, me: &Relay) -> Result<Vec<Peer>> {
@@ -385,7 +365,7 @@ fn trunk_peers(network: &NetworkDocument, me: &Relay) -> Result<Vec<Peer>> {
                 public: peer.key,
                 address,
                 lane,
-                pace: pace(class),
+                pace: pace(*class),
                 initiates,
             });
         }
@@ -393,41 +373,10 @@ fn trunk_peers(network: &NetworkDocument, me: &Relay) -> Result<Vec<Peer>> {
     Ok(peers)
 }
 
-/// The path that the configuration names, or the first that the document's trunks allow.
-fn client_path(config: &ClientConfig, network: &NetworkDocument) -> Result<Vec<PathRelay>> {
-    let names: Vec<String> = match &config.path {
-        Some(names) => names.to_vec(),
-        None => first_path(network).ok_or_else(|| ConfigError {
-            file: config.network.clone(),
-            line: None,
-            key: Some("trunks".to_owned()),
-            what: "no entry, middle and exit are joined by trunks".to_owned(),
-            remedy: "have the document changed".to_owned(),
-        })?,
-    };
-    names
-        .iter()
-        .map(|name| {
-            let relay = network.relay(name).context("a path names relays of the document")?;
-            Ok(PathRelay { name: relay.name.clone(), id: relay.id, public: relay.key })
-        })
-        .collect()
-}
-
-fn first_path(network: &NetworkDocument) -> Option<Vec<String>> {
-    let with = |role: RelayRole| network.relays.iter().filter(move |relay| relay.roles.contains(&role));
-    for entry in with(RelayRole::Entry) {
-        for middle in
-            with(RelayRole::Middle).filter(|middle| network.trunk(&entry.name, &middle.name).is_some())
-        {
-            for exit in with(RelayRole::Exit) {
-                if exit.name != entry.name && network.trunk(&middle.name, &exit.name).is_some() {
-                    return Some([entry, middle, exit].map(|relay| relay.name.clone()).to_vec());
-                }
-            }
-        }
-    }
-    None
+/// The relays of a client's circuits.
+fn client_path(config: &ClientConfig, network: &NetworkDocument) -> Result<Vec<PathRelay>, ConfigError> {
+    let of = |relay: &Relay| PathRelay { name: relay.name.clone(), id: relay.id, public: relay.key };
+    Ok(config.path_in(network)?.map(of).to_vec())
 }
 
 fn pool_networks(pool4: Prefix, pool6: Prefix) -> Result<PoolNetworks> {

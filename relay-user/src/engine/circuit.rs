@@ -204,10 +204,12 @@ impl Carried {
         body[layer_len(self.depth)..].fill(0);
     }
 
-    /// Owes the client one cell more.
-    pub(super) fn owe(&mut self) {
+    /// Owes the client one cell more, but for one in `spare`: counted by what came, never by what it was.
+    pub(super) fn owe(&mut self, spare: u32) {
         self.covered = true;
-        self.owed = (self.owed + 1).min(MAX_OWED);
+        if !self.received.is_multiple_of(spare) {
+            self.owed = (self.owed + 1).min(MAX_OWED);
+        }
     }
 
     /// Whether a slot should get a cell that begins here.
