@@ -11,7 +11,9 @@ const UDP: u8 = 17;
 const ICMPV6: u8 = 58;
 const UDP_HEADER: u16 = 8;
 /// Where the payload of a UDP datagram over IPv4 without options begins.
-pub(crate) const UDP_PAYLOAD_IPV4: usize = ETHERNET + 20 + 8;
+pub(crate) const UDP_PAYLOAD_IPV4: usize = UDP_PORTS_IPV4 + 8;
+/// Where its ports are.
+pub(crate) const UDP_PORTS_IPV4: usize = ETHERNET + 20;
 
 /// What kind of frame it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use crate::netns::Netns;
-use crate::packet::{Sight, UDP_PAYLOAD_IPV4, look_at};
+use crate::packet::{Sight, UDP_PAYLOAD_IPV4, UDP_PORTS_IPV4, look_at};
 use crate::tap::{Caught, Tap};
 use crate::wiring::index_of;
 
@@ -19,8 +19,8 @@ const WHOLE_EVERY: usize = 29;
 const WHOLE_KEPT: usize = 8192;
 /// Bytes captured on a wire: more than any frame of the lab.
 const FRAME: u32 = 2048;
-/// Bytes captured at an interface: a header.
-const HEADER: u32 = 64;
+/// Bytes captured at an interface: a header, and nothing where a wire's frame has ports and payload.
+const HEADER: u32 = 20;
 /// Packets kept at most: about ten minutes of the lab's wire, 400 MiB.
 const PACKETS_KEPT: usize = 16 << 20;
 /// Packets that there is room for from the start, so that nothing is moved while something is measured.
@@ -37,6 +37,10 @@ pub struct Seen {
     pub destination: Ipv4Addr,
     /// On a wire, bytes of UDP payload; at an interface, bytes of the IP packet.
     pub length: u16,
+    /// On a wire, the UDP ports of sender and receiver; at an interface, zeros.
+    pub ports: [u16; 2],
+    /// On a wire, the first byte of the payload, or zero where there is none.
+    pub first: u8,
 }
 
 /// A datagram's payload.
@@ -156,7 +160,13 @@ impl Notes {
             recording.whole.push(Datagram { source, destination, bytes: bytes.to_vec() });
         }
         let at = u64::try_from(at.as_nanos()).unwrap_or(u64::MAX);
-        recording.seen.push(Seen { at, source, destination, length });
+        let [ports, first] = [UDP_PORTS_IPV4, UDP_PAYLOAD_IPV4].map(|place| frame.get(place..).unwrap_or_default());
+        let ports = match *ports {
+            [a, b, c, d, ..] => [u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])],
+            _ => [0; 2],
+        };
+        let first = first.first().copied().unwrap_or(0);
+        recording.seen.push(Seen { at, source, destination, length, ports, first });
     }
 }
 

@@ -1,14 +1,22 @@
 //! The attacks on what was recorded. Those that compare stretches look at each direction of each link by itself, since
 //! links differ by more than payload; what directions say is then put together.
 
+use std::time::Duration;
+
 use relay_tests::Host;
-use relay_user::observe::attacks::{activity, correlation, distribution, information, sizes, start_stop};
+use relay_user::observe::attacks::connections::{Event, Watch};
+use relay_user::observe::attacks::{
+    activity, connections, correlation, distribution, fingerprint, information, rates, sizes, start_stop,
+};
 use relay_user::observe::finding::{Finding, Interval, Target};
-use relay_user::observe::trace::{Sample, Trace};
+use relay_user::observe::learn::table::Table;
+use relay_user::observe::trace::{SECOND, Sample, Trace};
 
 use rand_chacha::ChaCha8Rng;
 
+use super::duo::Duo;
 use super::family::Family;
+use super::network::Defence;
 use super::record::Run;
 use super::row::{Row, Status};
 use super::scenario::Scenario;
@@ -35,6 +43,8 @@ const BEFORE: u64 = 300_000_000;
 const AROUND: u64 = 350_000_000;
 /// Bins in which a beginning is looked for.
 const CHANGE_BIN: u64 = 25_000_000;
+/// Windows from which an activity is guessed: it takes longer to see what goes on than that something does.
+const ACTIVITY_WINDOW: Duration = Duration::from_millis(100);
 /// A control has to reach it.
 const SEEN: f64 = 0.9;
 
@@ -87,6 +97,7 @@ pub(super) fn all(runs: &[Run], found: &mut Found, rng: &mut ChaCha8Rng) {
         .map(|wire| start_stop::start_stop(&changes(runs, *wire), CHANGE_BIN, rng))
         .collect();
     rows.extend(join(first, "AUC", &findings).into_iter().take(1));
+    rows.extend(mixed(first, runs, rng));
     let windows = runs.iter().flat_map(|run| run.wires.values());
     let windows: Vec<_> = windows.map(|trace| trace.window(0, u64::MAX)).collect();
     rows.push(row(first, &sizes::lengths(&windows)));
@@ -98,6 +109,85 @@ pub(super) fn all(runs: &[Run], found: &mut Found, rng: &mut ChaCha8Rng) {
         rows = rows.into_iter().map(|row| row.invalid(&why)).collect();
     }
     found.rows.extend(rows);
+}
+
+/// Of the run with every payload: which one flows, what rates tell, and what begins.
+fn mixed(first: &Run, runs: &[Run], rng: &mut ChaCha8Rng) -> Vec<Row> {
+    let mut rows = Vec::new();
+    let Some(run) = runs.iter().find(|run| run.plan.fault.is_none() && run.plan.scenarios.len() > 1) else {
+        return rows;
+    };
+    let [Some(out), Some(home)] = CLIENT.map(|(from, to)| run.wire(from, to)) else { return rows };
+    let cuts = run.cuts_of(ACTIVITY_WINDOW);
+    // The counterpart of all payloads is as frequent as three of them; that held against it is as frequent as one.
+    let cuts = cuts.into_iter().filter(|cut| cut.scenario.is_some());
+    let (ways, back): (Vec<Sample<'_>>, Vec<_>) = cuts
+        .map(|cut| {
+            let label = cut.scenario.map_or(0, |scenario| scenario as u16);
+            (Sample { window: out.window(cut.from, cut.to), label, block: cut.block }, home.window(cut.from, cut.to))
+        })
+        .unzip();
+    let table = Table::two_way(&ways, &back);
+    rows.extend(fingerprint::fingerprint(&table, rng).iter().map(|finding| row(first, finding)));
+    let end = run.blocks.last().map_or(0, |block| block.to);
+    for trace in [out, home] {
+        let windows: Vec<_> =
+            (0..end / SECOND).map(|second| trace.window(second * SECOND, (second + 1) * SECOND)).collect();
+        let found = row(first, &rates::rates(&windows, 1, 0.0));
+        let way = if std::ptr::eq(trace, out) { "from the client" } else { "to the client" };
+        rows.push(Row { statistic: format!("{}, {way}", found.statistic), ..found });
+    }
+    let [active, idle] = [true, false].map(|busy| watched(runs, busy));
+    let hours = active.watched.min(idle.watched) as f64 / 3.6e12;
+    // What can be told apart at all in the time that was watched.
+    let resolution = 4.0 / hours.max(1e-6);
+    let note = format!("to within {resolution:.0} an hour: {:.1} min of each were watched", hours * 60.0);
+    let begun = connections::connections(&active, &idle, resolution, rng);
+    rows.extend(begun.iter().map(|finding| Row { note: note.clone(), ..begun_row(first, finding) }));
+    rows
+}
+
+/// A tunnel without shaping has flows that begin, and no handshakes to show.
+fn begun_row(run: &Run, finding: &Finding) -> Row {
+    let row = Row::new(finding, "all", run.defence.name);
+    match finding.target {
+        Target::Chance { half_width, .. } if is_control(run) && finding.statistic.contains("flows") => {
+            row.as_control(Target::AtLeast { bound: half_width })
+        }
+        _ if is_control(run) => row.as_control(Target::None),
+        _ => row,
+    }
+}
+
+/// What began in stretches with payload, or in those without.
+fn watched(runs: &[Run], busy: bool) -> Watch {
+    let mut watch = Watch::default();
+    for run in runs {
+        for block in run.blocks.iter().filter(|block| block.is_busy() == busy) {
+            let within = run.begun.iter().filter(|event| (block.from..block.to).contains(&event.at));
+            // Stretches follow each other as if nothing lay between.
+            watch.events.extend(within.map(|event| Event { at: watch.watched + event.at - block.from, ..*event }));
+            watch.watched += block.to - block.from;
+        }
+    }
+    watch
+}
+
+/// What can be said of two clients who chat, with each other or not.
+pub(super) fn two(run: &Duo, defence: Defence, rng: &mut ChaCha8Rng) -> Vec<Row> {
+    let mut findings = run.matching(rng);
+    findings.extend(run.pairing(rng));
+    findings.extend(run.intersection(rng));
+    let rows = findings.iter().map(|finding| {
+        let row = Row::new(finding, "two who chat", defence.name);
+        let control = defence.schedule.is_none();
+        let row = if control { row.as_control(Target::AtLeast { bound: SEEN }) } else { row };
+        match &run.invalid {
+            Some(why) => row.invalid(why),
+            None => row,
+        }
+    });
+    rows.collect()
 }
 
 fn traces<'a>(run: &'a Run, wires: &'a [(Host, Host)]) -> impl Iterator<Item = &'a Trace> {

@@ -8,6 +8,7 @@ use anyhow::{Result, bail};
 use rand_chacha::ChaCha8Rng;
 use relay_tests::interrupt::Interrupt;
 use relay_tests::{Host, Lab, Recorder};
+use relay_user::observe::attacks::intersection::{Campaign, Sought, intersection, rounds};
 use relay_user::observe::attacks::matching::{Pair, matching};
 use relay_user::observe::attacks::pairing::{Devices, pairing};
 use relay_user::observe::finding::Finding;
@@ -28,6 +29,8 @@ const BLOCK: Duration = Duration::from_millis(900);
 const GUARD: Duration = Duration::from_millis(100);
 /// Length of a window: several bursts of messages.
 const WINDOW: Duration = Duration::from_millis(80);
+/// Rounds in which users are active or not, in nanoseconds: a burst's length.
+const ROUND: u64 = 20_000_000;
 
 /// What was seen.
 #[derive(Debug)]
@@ -111,6 +114,24 @@ impl Duo {
             }
         }
         matching(&pairs, rng)
+    }
+
+    /// Attack 12: to whom of both does go what one of both sends, when all of a stretch is taken together?
+    pub(super) fn intersection(&self, rng: &mut ChaCha8Rng) -> Option<Finding> {
+        let trace = |from, to| self.wires.get(&(from, to)).cloned();
+        let senders = [trace(CLIENTS[0], Host::Entry)?, trace(CLIENTS[1], Host::Entry)?];
+        let receivers = [trace(Host::Entry, CLIENTS[0])?, trace(Host::Entry, CLIENTS[1])?];
+        let campaigns = self.windows.chunk_by(|a, b| a.2 == b.2).filter_map(|stretch| {
+            let (first, last) = (stretch.first()?, stretch.last()?);
+            let together = first.3;
+            let sought = [0, 1].map(|sender| {
+                let partner = if together { 1 - sender } else { sender };
+                Sought { sender, partner, candidates: vec![0, 1] }
+            });
+            let rounds = rounds(&senders, &receivers, first.0, last.1, ROUND);
+            Some(Campaign { rounds, sought: sought.into() })
+        });
+        Some(intersection(&campaigns.collect::<Vec<_>>(), rng))
     }
 
     fn sent(&self, client: Host, from: u64, to: u64) -> Option<Window<'_>> {

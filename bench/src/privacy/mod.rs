@@ -14,6 +14,8 @@
 
 mod attack;
 mod cost;
+mod cover;
+mod duo;
 mod family;
 pub mod fault;
 pub mod network;
@@ -37,9 +39,11 @@ use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng as _, SeedableRng as _};
 use relay_tests::interrupt::Interrupt;
 use relay_tests::{Host, Lab};
+use relay_user::engine::schedule::Law;
 use relay_user::observe::finding::{Attack, Interval, Target};
 
 use self::attack::Found;
+use self::duo::Duo;
 use self::fault::Fault;
 use self::network::{Defence, Network};
 use self::page::Picture;
@@ -93,18 +97,24 @@ pub fn run(options: &Options) -> Result<(Report, Vec<Picture>)> {
             bench.rows.push(not_run(defence, &error));
         }
     }
+    if is_wanted(&options.scenarios, "truth") {
+        bench.truth();
+    }
+    if bench.interrupt.is_set() {
+        bail!("interrupted: nothing is reported");
+    }
     bench.finish()
 }
 
 /// Those that are measured: the control first, since others are compared with it.
 fn defences(options: &Options) -> Vec<Defence> {
-    let schedules: &[&str] = if options.quick { &QUICK } else { &FULL };
-    let all = std::iter::once(Defence::PLAIN).chain(schedules.iter().map(|name| Defence::schedule(name)));
-    all.filter(|defence| is_wanted(&options.defences, defence.name)).collect()
+    let mut all = vec![Defence::PLAIN, Defence::schedule("constant"), Defence::schedule("jittered")];
+    if !options.quick {
+        all.extend([Defence::schedule("poisson"), Defence::pattern()]);
+    }
+    all.retain(|defence| is_wanted(&options.defences, defence.name));
+    all
 }
-
-const QUICK: [&str; 2] = ["constant", "jittered"];
-const FULL: [&str; 2] = ["constant", "jittered"];
 
 fn is_wanted(named: &[String], name: &str) -> bool {
     named.is_empty() || named.iter().any(|wanted| wanted == name)
@@ -201,7 +211,46 @@ impl<'a> Bench<'a> {
         self.progress(&format!("{}: attacks over all scenarios", defence.name));
         attack::all(&runs, &mut found, &mut self.rng);
         self.rows.append(&mut found.rows);
+        self.heed_interrupt()?;
+        drop(runs);
+        if is_wanted(&self.options.scenarios, "two") {
+            self.progress(&format!("{}: two who chat", defence.name));
+            let duo = self.record_two(defence)?;
+            self.rows.extend(attack::two(&duo, defence, &mut self.rng));
+        }
         self.heed_interrupt()
+    }
+
+    fn record_two(&mut self, defence: Defence) -> Result<Duo> {
+        let mut lab = Lab::build(PREFIX, Path::new(DIR))?;
+        lab.add_second_client()?;
+        let service = Host::Service.address().context("the service has an address")?;
+        let servers = Servers::start(lab.netns(Host::Service), service)?;
+        let mut network = Network::start(&lab, &self.options.relay, defence, &duo::CLIENTS)?;
+        let blocks = match (self.options.quick, defence.schedule.is_some()) {
+            (true, true) => 84,
+            (true, false) => 20,
+            (false, true) => 300,
+            (false, false) => 40,
+        };
+        duo::record(&lab, &mut network, &servers, blocks, &mut self.rng, &self.interrupt)
+    }
+
+    /// Attack 10, with the truth at hand: as the schedules are, and with a leak planted.
+    fn truth(&mut self) {
+        let quick = self.options.quick;
+        let kinds = [(Law::Constant, "constant"), (Law::Jittered, "jittered")];
+        for (law, name) in kinds {
+            if !is_wanted(&self.options.defences, name) {
+                continue;
+            }
+            self.progress(&format!("{name}: a million cells with the truth at hand"));
+            let found = cover::measure(law, name, quick, &mut self.rng);
+            self.rows.extend(found.unwrap_or_else(|error| vec![not_run(Defence::schedule(name), &error)]));
+            if self.interrupt.is_set() {
+                return;
+            }
+        }
     }
 
     fn record(&mut self, defence: Defence, runs: &mut Vec<Run>) -> Result<()> {

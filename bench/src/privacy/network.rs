@@ -14,24 +14,31 @@ use super::{plain, servers};
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Cells per second of each of two clients that share a trunk.
-const SHARED_RATE: u32 = 900;
+const SHARED_RATE: u32 = 800;
 
 /// What stands between payload and wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Defence {
     /// Its name in tables and JSON.
     pub name: &'static str,
-    /// The client's class; `None` for the tunnel without shaping.
+    /// The schedule of every link, by the word of the network document; `None` for the tunnel without shaping.
     pub schedule: Option<&'static str>,
+    /// Its pattern, where it is one.
+    pub pattern: Option<&'static str>,
 }
 
 impl Defence {
     /// The tunnel without shaping: what attacks must see through.
-    pub const PLAIN: Self = Self { name: "plain tunnel", schedule: None };
+    pub const PLAIN: Self = Self { name: "plain tunnel", schedule: None, pattern: None };
 
-    /// A schedule of the client's link, by the word of the network document.
+    /// A schedule of every link.
     pub const fn schedule(name: &'static str) -> Self {
-        Self { name, schedule: Some(name) }
+        Self { name, schedule: Some(name), pattern: None }
+    }
+
+    /// The schedule `pattern`, with an uneven one.
+    pub const fn pattern() -> Self {
+        Self { pattern: Some("[1, 1, 1, 5]"), ..Self::schedule("pattern") }
     }
 }
 
@@ -57,9 +64,10 @@ impl<'a> Network<'a> {
                 let usual = Layout::default();
                 // A trunk has room for one usual client, or for two slower ones.
                 let rate = if clients.len() > 1 { SHARED_RATE } else { usual.client.rate };
-                let client = Class { schedule, rate };
+                let pattern = defence.pattern;
+                let client = Class { schedule, rate, pattern };
                 // A trunk has to go like the clock that the defence is about, for the rows of trunks.
-                let trunk = Class { schedule, ..usual.trunk };
+                let trunk = Class { schedule, pattern, ..usual.trunk };
                 let mut nodes = Nodes::prepare_as(lab, relay, Layout { client, trunk, ..usual })?;
                 for &host in RELAYS.iter().chain(clients) {
                     nodes.start(host)?;

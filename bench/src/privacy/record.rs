@@ -1,14 +1,16 @@
 //! One run through one defence: stretches of every payload and of none, in random order, so that what drifts on the
 //! machine falls on all alike; and everything that passes the wire meanwhile, with the kernel's times.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, bail};
 use rand_chacha::ChaCha8Rng;
+use relay_common::wire::{CELL_LEN, DatagramType};
 use relay_tests::interrupt::Interrupt;
 use relay_tests::recorder::{Datagram, Seen};
 use relay_tests::{Host, Lab, Recorder, Recording};
+use relay_user::observe::attacks::connections::{Event, Kind};
 use relay_user::observe::stats::shuffle;
 use relay_user::observe::trace::{Sample, Sight, Trace, Window};
 
@@ -93,6 +95,8 @@ pub struct Run {
     pub whole: Vec<Datagram>,
     /// The truth: packets from and to the client's programs.
     pub inside: [Trace; 2],
+    /// Handshakes and new flows on the client's link.
+    pub begun: Vec<Event>,
     /// Why none of it may be judged, if so.
     pub invalid: Option<String>,
     /// Slots that nodes missed meanwhile.
@@ -113,7 +117,12 @@ impl Run {
     /// The windows of all stretches. Those of a stretch with payload in which none flowed, and of one without in which
     /// some still did, belong to neither and are left out.
     pub fn cuts(&self) -> Vec<Cut> {
-        let (guard, width) = (nanos(self.plan.guard), nanos(self.plan.window).max(1));
+        self.cuts_of(self.plan.window)
+    }
+
+    /// As [`Self::cuts`], of windows of another width.
+    pub fn cuts_of(&self, width: Duration) -> Vec<Cut> {
+        let (guard, width) = (nanos(self.plan.guard), nanos(width).max(1));
         let mut cuts = Vec::new();
         for (number, block) in (0..).zip(&self.blocks) {
             let mut from = block.from + guard;
@@ -206,6 +215,7 @@ fn watch(
         plan,
         blocks,
         wires: wires(&outer, began),
+        begun: begun(&outer, began),
         whole: outer.whole,
         inside,
         invalid: None,
@@ -224,6 +234,26 @@ pub(super) fn wires(recording: &Recording, began: u64) -> Wires {
         }
     }
     wires.into_iter().map(|(hosts, sights)| (hosts, Trace::new(sights))).collect()
+}
+
+/// Handshakes, and flows that had not been seen before, between the client and others.
+fn begun(recording: &Recording, began: u64) -> Vec<Event> {
+    let client = Host::Client.address();
+    let of_client = |seen: &&Seen| Some(seen.source) == client || Some(seen.destination) == client;
+    let mut known = BTreeSet::new();
+    let mut events = Vec::new();
+    for seen in recording.seen.iter().filter(of_client) {
+        let is_new = known.insert((seen.source, seen.destination, seen.ports));
+        let is_handshake = usize::from(seen.length) == CELL_LEN
+            && [DatagramType::HsInit as u8, DatagramType::HsResp as u8].contains(&seen.first);
+        let at = seen.at.saturating_sub(began);
+        // What is there before the first stretch began before anybody asked.
+        if seen.at >= began {
+            events.extend(is_new.then_some(Event { at, kind: Kind::Flow }));
+            events.extend(is_handshake.then_some(Event { at, kind: Kind::Handshake }));
+        }
+    }
+    events
 }
 
 fn sight(seen: &Seen, began: u64) -> Sight {
@@ -287,6 +317,7 @@ mod tests {
             blocks: vec![block(None, 0), block(Some(Scenario::Bulk), 50), block(Some(Scenario::Idle), 100)],
             wires: BTreeMap::new(),
             whole: Vec::new(),
+            begun: Vec::new(),
             inside: [at(&[15]), at(&[85])],
             invalid: None,
             missed_slots: 0,
