@@ -26,8 +26,9 @@ impl Filter {
     /// Of a window in which a code of `bits` bits begins.
     pub fn of(window: Window<'_>, bits: usize) -> Self {
         let lags = || (0..=LAGS as u64).map(|lag| lag * STEP);
-        let by_count = lags().map(|lag| response(window, lag, bits, |half| half.len() as f64));
-        let by_spread = lags().map(|lag| response(window, lag, bits, spread));
+        let at: Vec<u64> = window.sights().iter().map(|sight| sight.at - window.from()).collect();
+        let by_count = lags().map(|lag| response(&at, lag, bits, |half| half.len() as f64));
+        let by_spread = lags().map(|lag| response(&at, lag, bits, spread));
         Self { responses: by_count.chain(by_spread).collect() }
     }
 
@@ -52,8 +53,7 @@ fn score(response: &[f64], code: &[bool]) -> f64 {
     if scale > 0.0 { sum / scale } else { 0.0 }
 }
 
-fn response(window: Window<'_>, lag: u64, bits: usize, measure: impl Fn(&[u64]) -> f64) -> Vec<f64> {
-    let at: Vec<u64> = window.sights().iter().map(|sight| sight.at - window.from()).collect();
+fn response(at: &[u64], lag: u64, bits: usize, measure: impl Fn(&[u64]) -> f64) -> Vec<f64> {
     let half = |from: u64| {
         let end = at.partition_point(|at| *at < from + SECOND / 2);
         measure(&at[at.partition_point(|at| *at < from)..end])

@@ -50,7 +50,7 @@ mod tests {
     #[test]
     fn a_plain_tunnel_shows_what_goes_on() {
         let mut rng = ChaCha8Rng::seed_from_u64(1);
-        let table = table(20, |label| activity(label, SECOND, &mut ChaCha8Rng::seed_from_u64(rng_seed(&mut rng))));
+        let table = table(20, |label| activity(label, SECOND, &mut rng));
         for finding in fingerprint(&table, &mut rng) {
             assert!(finding.value >= 0.9, "{finding:?}");
             assert_eq!(finding.verdict(), Verdict::Missed);
@@ -59,15 +59,11 @@ mod tests {
         assert_eq!(telling.len(), features::names(1).len());
     }
 
-    fn rng_seed(rng: &mut ChaCha8Rng) -> u64 {
-        rand_core::Rng::next_u64(rng)
-    }
-
     #[test]
     fn slots_show_nothing() {
         for shape in [Shape::Constant, Shape::Jittered] {
             let mut rng = ChaCha8Rng::seed_from_u64(2);
-            let table = table(40, |_| cells(shape, 200, SECOND, &mut ChaCha8Rng::seed_from_u64(rng_seed(&mut rng))));
+            let table = table(40, |_| cells(shape, 200, SECOND, &mut rng));
             for finding in fingerprint(&table, &mut rng) {
                 assert!(finding.interval.holds(0.25), "{shape:?} {finding:?}");
                 assert_ne!(finding.verdict(), Verdict::Missed);
@@ -78,7 +74,7 @@ mod tests {
     #[test]
     fn a_few_windows_have_no_power() {
         let mut rng = ChaCha8Rng::seed_from_u64(3);
-        let table = table(3, |label| activity(label, SECOND, &mut ChaCha8Rng::seed_from_u64(u64::from(label))));
+        let table = table(3, |label| activity(label, SECOND, &mut rng));
         for finding in fingerprint(&table, &mut rng) {
             assert_eq!(finding.verdict(), Verdict::NoPower);
         }

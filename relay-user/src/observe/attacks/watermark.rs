@@ -5,7 +5,7 @@
 //! filter then asks of each chip ([`super::filter`]) is how its halves differ.
 
 use super::filter::{Filter, bits_per_minute};
-use crate::observe::finding::{Attack, Finding, Target};
+use crate::observe::finding::{Attack, Finding, Interval, Target};
 use crate::observe::learn::figure::{self, Figure, Scored};
 use crate::observe::stats::mean;
 use crate::observe::trace::{SECOND, Sight, Trace, Window};
@@ -116,7 +116,10 @@ pub fn watermark(heard: &[Heard<'_>], rng: &mut ChaCha8Rng) -> Vec<Finding> {
         auc.samples = 0;
     }
     let of_marked: Vec<f64> = scored.iter().filter(|one| one.positive).map(|one| one.score).collect();
-    let sure = if auc.samples == 0 { Figure::NONE } else { pooled(&of_marked) };
+    let mut sure = pooled(&of_marked);
+    if auc.samples == 0 {
+        sure.samples = 0;
+    }
     let within = Target::Between { low: -1.96, high: 1.96 };
     vec![
         auc.found(Attack::Watermark, "AUC", Target::AtMost { bound: 0.55 }),
@@ -128,7 +131,7 @@ pub fn watermark(heard: &[Heard<'_>], rng: &mut ChaCha8Rng) -> Vec<Finding> {
 /// The sum of independent z over its deviation (Stouffer's).
 fn pooled(z: &[f64]) -> Figure {
     let value = mean(z) * (z.len() as f64).sqrt();
-    let interval = crate::observe::finding::Interval { low: value - 1.96, high: value + 1.96 };
+    let interval = Interval { low: value - 1.96, high: value + 1.96 };
     Figure { value, interval, samples: z.len() }
 }
 

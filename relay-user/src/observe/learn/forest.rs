@@ -227,10 +227,10 @@ impl Nursery {
         let mut best: Option<(u8, f64)> = None;
         for code in least..most {
             rows += self.rows[code];
-            for class in 0..kinds {
-                let sum = self.sums[code * kinds + class];
-                below[class] += sum;
-                above[class] -= sum;
+            let sums = &self.sums[code * kinds..][..kinds];
+            for ((below, above), sum) in below.iter_mut().zip(&mut above).zip(sums) {
+                *below += sum;
+                *above -= sum;
             }
             if rows < LEAF || bag.len() - rows < LEAF {
                 continue;

@@ -42,13 +42,13 @@ impl Profile {
 
 /// Distances between what went in and what may have come out of it, at once or a little later.
 pub fn followed(entered: &Profile, left: &Profile) -> [f64; DISTANCES] {
-    let best = |a, b, most| lagged(a, b, most).fold(f64::NEG_INFINITY, f64::max);
+    let best = |a: &[f64], b: &[f64], most: isize| lagged(a, b, most).fold(f64::NEG_INFINITY, f64::max);
     distances(entered, left, best)
 }
 
 /// Distances between two that may act together or by turns, either one first.
 pub fn together(one: &Profile, other: &Profile) -> [f64; DISTANCES] {
-    let best = |a, b, most| {
+    let best = |a: &[f64], b: &[f64], most: isize| {
         lagged(a, b, most).chain(lagged(b, a, most)).map(f64::abs).fold(0.0, f64::max)
     };
     distances(one, other, best)
