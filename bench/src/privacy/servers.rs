@@ -12,11 +12,11 @@ use anyhow::{Context as _, Result};
 use relay_tests::Netns;
 
 /// Port of the web server: `GET /N`, with any query, answers with N bytes.
-pub const WEB: u16 = 80;
+pub(super) const WEB: u16 = 80;
 /// Port of the chat, over TCP.
-pub const CHAT: u16 = 9001;
+pub(super) const CHAT: u16 = 9001;
 /// Port of the call, over UDP; it sends every datagram back.
-pub const VOICE: u16 = 9002;
+pub(super) const VOICE: u16 = 9002;
 
 /// Connections served at a time; further ones are closed at once.
 const CONNECTIONS: usize = 64;
@@ -31,7 +31,7 @@ const ANSWER_BYTES: u64 = 1 << 32;
 
 /// The running servers; dropping the value ends them.
 #[derive(Debug)]
-pub struct Servers {
+pub(super) struct Servers {
     stop: Arc<AtomicBool>,
     room: Arc<Room>,
     threads: Vec<JoinHandle<()>>,
@@ -42,7 +42,7 @@ impl Servers {
     ///
     /// # Errors
     /// Where a port is taken.
-    pub fn start(service: &Netns, address: Ipv4Addr) -> Result<Self> {
+    pub(super) fn start(service: &Netns, address: Ipv4Addr) -> Result<Self> {
         let (web, chat, voice) = service.run(|| {
             let at = |port| SocketAddr::from((address, port));
             let web = TcpListener::bind(at(WEB)).context("cannot listen for the web")?;
@@ -64,7 +64,7 @@ impl Servers {
     }
 
     /// From now on, whether those who chat talk with each other, or each with the service.
-    pub fn let_talk(&self, together: bool) {
+    pub(super) fn let_talk(&self, together: bool) {
         self.room.together.store(together, Ordering::Relaxed);
     }
 
