@@ -10,6 +10,8 @@ mod node;
 #[path = "simulation/scenario.rs"]
 mod scenario;
 
+#[path = "simulation/decoys.rs"]
+mod decoys;
 #[path = "simulation/faults.rs"]
 mod faults;
 #[path = "simulation/hostile.rs"]

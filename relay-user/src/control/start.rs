@@ -3,8 +3,9 @@
 use super::action::Outbox;
 use super::builder::Builder;
 use super::circuits::{Circuits, PathRelay};
+use super::decoys::Decoys;
 use super::links::{Identity, Links, Pace, Peer};
-use super::node::{Node, Part, StopRequests, runtime};
+use super::node::{Node, Own, Part, StopRequests, runtime};
 use super::path::{Neighbours, Path, Socket};
 use super::status::StatusSocket;
 use crate::config::network::{Class, Relay, RelayRole, Schedule};
@@ -26,6 +27,7 @@ use anyhow::{Context, Result, bail};
 use rand_chacha::ChaCha20Rng;
 use rand_core::SeedableRng;
 use relay_common::classify::Ports;
+use relay_common::wire::MAX_HOPS;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::SystemTime;
 
@@ -108,7 +110,7 @@ async fn client(config: ClientConfig, network: NetworkDocument) -> Result<()> {
     let requests = StopRequests::listen()?;
     let status = bind_status(&config.control.socket)?;
     let clock = Clock::start();
-    let rng = system_rng()?;
+    let mut rng = system_rng()?;
     let class = client_class(&config.network, &network)?;
     let path = client_path(&config, &network)?;
     let entry = network.relay_by_id(&path[0].id).context("the entry is in the document")?;
@@ -131,6 +133,11 @@ async fn client(config: ClientConfig, network: NetworkDocument) -> Result<()> {
     let waiting = config.datapath.frames as usize / 2;
     let limits = Limits { links: 16, circuits: 16, waiting, ..Limits::default() };
     let links = Links::new(network.suite, None, peers, limits.links, 1);
+    let decoys = config.decoys.map(|plan| {
+        let paths = paths(&network).filter(|path| path[0] == entry.name);
+        let paths = paths.filter_map(|names| path_relays(&names, &network).ok()).collect();
+        Decoys::new(plan, paths, network.suite, clock.now(), &mut rng)
+    });
     let builder = Builder::new(path, network.suite, config.cover == Cover::Circuit);
     let OpenDatapath { arena, queues, mode, steering, socket, neighbours, local } = datapath;
     let workers = queues.start(limits, vec![NodeEdge::client(tun)], arena, clock, &config.worker)?;
@@ -140,7 +147,7 @@ async fn client(config: ClientConfig, network: NetworkDocument) -> Result<()> {
         clock,
         rng,
         links,
-        part: Part::Client(Box::new(builder)),
+        part: Part::Client(Box::new(Own { builder, decoys })),
         out,
         workers,
         mode,
@@ -393,9 +400,9 @@ fn trunk_peers(network: &NetworkDocument, me: &Relay) -> Result<Vec<Peer>> {
 
 /// The path that the configuration names, or the first that the document's trunks allow.
 fn client_path(config: &ClientConfig, network: &NetworkDocument) -> Result<Vec<PathRelay>> {
-    let names: Vec<String> = match &config.path {
-        Some(names) => names.to_vec(),
-        None => first_path(network).ok_or_else(|| ConfigError {
+    let names = match &config.path {
+        Some(names) => names.clone(),
+        None => paths(network).next().ok_or_else(|| ConfigError {
             file: config.network.clone(),
             line: None,
             key: Some("trunks".to_owned()),
@@ -403,6 +410,10 @@ fn client_path(config: &ClientConfig, network: &NetworkDocument) -> Result<Vec<P
             remedy: "have the document changed".to_owned(),
         })?,
     };
+    path_relays(&names, network)
+}
+
+fn path_relays(names: &[String], network: &NetworkDocument) -> Result<Vec<PathRelay>> {
     names
         .iter()
         .map(|name| {
@@ -412,20 +423,17 @@ fn client_path(config: &ClientConfig, network: &NetworkDocument) -> Result<Vec<P
         .collect()
 }
 
-fn first_path(network: &NetworkDocument) -> Option<Vec<String>> {
+/// Names of entry, middle and exit, for every path that the document's roles and trunks allow.
+fn paths(network: &NetworkDocument) -> impl Iterator<Item = [String; MAX_HOPS]> {
     let with = |role: RelayRole| network.relays.iter().filter(move |relay| relay.roles.contains(&role));
-    for entry in with(RelayRole::Entry) {
-        for middle in
-            with(RelayRole::Middle).filter(|middle| network.trunk(&entry.name, &middle.name).is_some())
-        {
-            for exit in with(RelayRole::Exit) {
-                if exit.name != entry.name && network.trunk(&middle.name, &exit.name).is_some() {
-                    return Some([entry, middle, exit].map(|relay| relay.name.clone()).to_vec());
-                }
-            }
-        }
-    }
-    None
+    let joined = |one: &Relay, other: &Relay| network.trunk(&one.name, &other.name).is_some();
+    with(RelayRole::Entry).flat_map(move |entry| {
+        with(RelayRole::Middle).filter(move |middle| joined(entry, middle)).flat_map(move |middle| {
+            with(RelayRole::Exit)
+                .filter(move |exit| exit.name != entry.name && joined(middle, exit))
+                .map(move |exit| [entry, middle, exit].map(|relay| relay.name.clone()))
+        })
+    })
 }
 
 fn pool_networks(pool4: Prefix, pool6: Prefix) -> Result<PoolNetworks> {
