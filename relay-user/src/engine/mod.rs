@@ -4,6 +4,8 @@
 mod apply;
 mod circuit;
 mod counters;
+mod departure;
+pub mod extra;
 mod link;
 mod list;
 mod message;
