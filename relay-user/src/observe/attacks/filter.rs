@@ -113,7 +113,7 @@ pub fn bits_per_minute(heard: &[Heard<'_>], filters: &[Filter], rng: &mut ChaCha
 
 /// The response that reads these blocks best, where reading all wrong is as good as all right.
 fn strongest<'r>(read: impl Iterator<Item = &'r (Vec<f64>, f64)>) -> usize {
-    let mut sums = vec![0.0; 2 * (LAGS + 1)];
+    let mut sums = [0.0; 2 * (LAGS + 1)];
     for (right, bits) in read {
         for (sum, right) in sums.iter_mut().zip(right) {
             *sum += right - bits / 2.0;
@@ -160,7 +160,8 @@ mod tests {
         let flow = cells(Shape::Jittered, 100, 30 * SECOND, &mut rng);
         let watermark = Watermark::new(Mark::Drop(200_000_000), 4, 0, 30);
         let late = watermark.put(&flow);
-        let late = late.sights().iter().map(|sight| Sight { at: sight.at + 130_000_000, length: sight.length });
+        let late =
+            late.sights().iter().map(|sight| Sight { at: sight.at + 130_000_000, length: sight.length });
         let late = Trace::new(late.collect());
         let filter = Filter::of(late.window(0, 30 * SECOND), 30);
         assert!(filter.z(watermark.code(), &mut rng) > 3.0);

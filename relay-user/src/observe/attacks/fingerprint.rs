@@ -42,7 +42,11 @@ mod tests {
             .collect();
         let samples: Vec<Sample<'_>> = traces
             .iter()
-            .map(|(trace, label, block)| Sample { window: trace.window(0, SECOND), label: *label, block: *block })
+            .map(|(trace, label, block)| Sample {
+                window: trace.window(0, SECOND),
+                label: *label,
+                block: *block,
+            })
             .collect();
         Table::one_way(&samples)
     }

@@ -16,6 +16,8 @@ pub mod matching;
 pub mod pairing;
 #[cfg(test)]
 mod planted;
+#[cfg(test)]
+mod probe;
 pub mod rates;
 mod shape;
 pub mod sizes;

@@ -152,7 +152,8 @@ mod tests {
             assert_eq!(watermark.act(SECOND - 1), Act::Pass);
             assert_eq!(watermark.act(65 * SECOND), Act::Pass);
             for (chip, bit) in (1..).zip(watermark.code()) {
-                let (first, second) = (watermark.act(chip * SECOND), watermark.act(chip * SECOND + SECOND / 2));
+                let (first, second) =
+                    (watermark.act(chip * SECOND), watermark.act(chip * SECOND + SECOND / 2));
                 assert_eq!([first, second].map(|act| act != Act::Pass), [!*bit, *bit]);
             }
         }

@@ -128,7 +128,7 @@ mod tests {
         let scored: Vec<Scored> = (0..300)
             .map(|i| {
                 let positive = i % 3 == 0;
-                let score = (stats::normal(&mut rng) * 2.0 + if positive { 1.0 } else { 0.0 }).round();
+                let score = (stats::normal(&mut rng) * 2.0 + if positive { 2.0 } else { 0.0 }).round();
                 Scored { score, positive, block: i / 30 }
             })
             .collect();

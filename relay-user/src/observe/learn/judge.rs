@@ -35,8 +35,10 @@ pub fn accuracy(table: &Table, learner: Learner, rng: &mut ChaCha8Rng) -> Figure
             samples += 1;
         }
     }
-    let judged: Vec<&[Tally]> =
-        right.chunks(table.kinds().max(1)).filter(|block| block.iter().any(|tally| tally.rows > 0.0)).collect();
+    let judged: Vec<&[Tally]> = right
+        .chunks(table.kinds().max(1))
+        .filter(|block| block.iter().any(|tally| tally.rows > 0.0))
+        .collect();
     by_block(judged.len(), samples, rng, |drawn| {
         let mut sums = vec![Tally::default(); table.kinds()];
         for block in drawn {
@@ -147,14 +149,16 @@ pub(super) mod tests {
         (0..60).filter(alarm).count()
     }
 
+    fn only(class: usize, table: &Table) -> Vec<f64> {
+        (0..table.kinds()).map(|other| f64::from(u8::from(other == class))).collect()
+    }
+
     fn oracle(table: &Table, _: &[usize], judged: &[usize], _: &mut ChaCha8Rng) -> Vec<Vec<f64>> {
-        let vote = |row: &usize| (0..table.kinds()).map(|class| f64::from(u8::from(class == table.class(*row))));
-        judged.iter().map(|row| vote(row).collect()).collect()
+        judged.iter().map(|row| only(table.class(*row), table)).collect()
     }
 
     fn one_sided(table: &Table, _: &[usize], judged: &[usize], _: &mut ChaCha8Rng) -> Vec<Vec<f64>> {
-        let vote = |_: &usize| (0..table.kinds()).map(|class| f64::from(u8::from(class == 0)));
-        judged.iter().map(|row| vote(row).collect()).collect()
+        judged.iter().map(|_| only(0, table)).collect()
     }
 
     #[test]

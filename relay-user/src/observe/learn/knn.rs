@@ -112,7 +112,8 @@ mod tests {
     #[test]
     fn the_seed_decides() {
         let table = judged::noise(120, 3, 2, 6, true, 0.5, &mut ChaCha8Rng::seed_from_u64(7));
-        let run = || votes(&table, &(0..60).collect::<Vec<_>>(), &[60, 61], &mut ChaCha8Rng::seed_from_u64(8));
+        let run =
+            || votes(&table, &(0..60).collect::<Vec<_>>(), &[60, 61], &mut ChaCha8Rng::seed_from_u64(8));
         assert_eq!(run(), run());
     }
 }
