@@ -16,8 +16,6 @@ pub mod matching;
 pub mod pairing;
 #[cfg(test)]
 mod planted;
-#[cfg(test)]
-mod probe;
 pub mod rates;
 mod shape;
 pub mod sizes;
