@@ -7,5 +7,6 @@
 
 pub mod attacks;
 pub mod finding;
+pub mod learn;
 pub mod stats;
 pub mod trace;
