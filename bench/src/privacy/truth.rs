@@ -148,8 +148,11 @@ pub fn run(rig: &Rig, plan: &Plan) -> Result<Recorded> {
     let seen = recorded.handed.len() as u64;
     ensure!(
         2 * seen >= plan.cells,
-        "only {seen} of {} cells were seen at both ends: the machine is too slow or too busy for {} cells/s",
+        "only {seen} of {} cells were seen at both ends ({} sent, {} arrived, {missed} slots missed): the machine is too \
+         slow or too busy for {} cells/s",
         plan.cells,
+        notes.len(),
+        arrivals.len(),
         plan.rate * plan.links
     );
     Ok(recorded)

@@ -62,7 +62,7 @@ fn a_planted_delay_of_5_us_is_found() {
 #[test]
 fn where_nothing_tells_the_interval_holds_one_half_as_often_as_it_says() {
     const RUNS: u64 = 40;
-    let truth = Truth { cells: 12_000, ..CLEAN };
+    let truth = CLEAN;
     let (mut held, mut within_held, mut low_p) = (0, 0, 0);
     for seed in 0..RUNS {
         let found = compared(truth, View::Lateness, 100 + seed);
@@ -78,7 +78,7 @@ fn where_nothing_tells_the_interval_holds_one_half_as_often_as_it_says() {
 /// The trap: as if all cells were independent, stalls and bursts together give a leak now and then.
 #[test]
 fn cells_that_depend_on_each_other_are_not_counted_as_if_they_did_not() {
-    let truth = Truth { cells: 12_000, stalls: 2000, ..CLEAN };
+    let truth = Truth { cells: 40_000, stalls: 2000, ..CLEAN };
     let (mut naive, mut by_blocks) = (0, 0);
     for seed in 0..20 {
         let cells = run(truth, 300 + seed);
