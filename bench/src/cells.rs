@@ -69,13 +69,6 @@ impl Pair {
         self.commands_with(Law::Constant, rate, source, now, now)
     }
 
-    /// The slots of `link`, from within a period of `start`: as the relay has them.
-    pub fn schedule(link: u32, law: Law, rate: u32, start: Nanos) -> Schedule {
-        let mut seed = [7; 32];
-        seed[..4].copy_from_slice(&link.to_be_bytes());
-        Schedule::new(law, rate, start, seed)
-    }
-
     /// As [`Self::commands`], with slots towards the exit by `law` from `start` on.
     pub fn commands_with(
         self,
@@ -89,7 +82,9 @@ impl Pair {
         for (link, law, rate, initiator) in
             [(self.back().link, Law::Constant, BACK_RATE, false), (self.ahead().link, law, rate, true)]
         {
-            let schedule = Box::new(Self::schedule(link, law, rate, start));
+            let mut seed = [7; 32];
+            seed[..4].copy_from_slice(&link.to_be_bytes());
+            let schedule = Box::new(Schedule::new(law, rate, start, seed));
             commands.push(Command::AddLink { link, schedule });
             let keys = link_keys(link, initiator);
             let (here, there) = (Self::index_at_relay(link), Self::index_at_neighbour(link));

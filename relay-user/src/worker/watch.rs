@@ -76,6 +76,7 @@ pub(super) struct Watched<'a, P> {
 impl<P: Port> Outlet for Watched<'_, P> {
     #[inline]
     fn send(&mut self, departure: Departure, frame: Frame) -> Result<(), Frame> {
+        self.port.announce(departure.deadline);
         let outcome = self.port.transmit(departure.link, frame).map_err(|refused| refused.frame);
         self.watch.sent(departure);
         outcome
