@@ -74,7 +74,7 @@ impl Plan {
             share: 0.35,
             cells: 1_020_000,
             planted: Duration::ZERO,
-            poll: Poll::Busy,
+            poll: Poll::Adaptive,
             seed: 1,
         }
     }
@@ -86,7 +86,11 @@ impl Plan {
     }
 
     fn check(&self) -> Result<()> {
-        ensure!((1..=10_000).contains(&self.rate), "{} slots per second: 1 to 10,000 are possible", self.rate);
+        ensure!(
+            (1..=10_000).contains(&self.rate),
+            "{} slots per second: 1 to 10,000 are possible",
+            self.rate
+        );
         ensure!((1..=MAX_LINKS).contains(&self.links), "{} links: 1 to {MAX_LINKS} are possible", self.links);
         ensure!((0.05..=0.95).contains(&self.share), "a share of {}: 0.05 to 0.95 is possible", self.share);
         ensure!(self.cells <= MAX_CELLS, "{} cells: {MAX_CELLS} are possible", self.cells);

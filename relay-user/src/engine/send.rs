@@ -1,10 +1,10 @@
 //! Slots: what is sealed for them ahead of time, and what leaves at them.
 
 use super::circuit::{Direction, Role};
+use super::departure::{Content, Departure, Outlet, Plain};
 use super::link::ControlCell;
 use super::time::Nanos;
 use super::wheel;
-use super::departure::{Content, Departure, Outlet, Plain};
 use super::{DropReason, Due, Edge, Engine, Event, body_mut, put_header, relay_header, take_cell};
 use crate::xsk::{Frame, FramePool};
 use relay_common::wire::{

@@ -40,7 +40,10 @@ fn cells_are_found_again_with_their_slots_and_what_they_carry() {
     assert_eq!((recorded.handed.len(), recorded.unmatched), (2 * 728, 2 * 72));
     for (handed, wire) in recorded.handed.iter().zip(&recorded.wire) {
         let late = 100.0 + f64::from(handed.link);
-        assert!((handed.lateness - late).abs() < 0.5 && (wire.lateness - late - 50.0).abs() < 0.5, "{wire:?}");
+        assert!(
+            (handed.lateness - late).abs() < 0.5 && (wire.lateness - late - 50.0).abs() < 0.5,
+            "{wire:?}"
+        );
         assert_eq!((handed.payload, handed.link), (wire.payload, wire.link));
         assert!(handed.gap.is_nan() || (handed.gap - 1e6).abs() < 0.5);
         let service = if handed.link == 1 { Some(1.0) } else { None };

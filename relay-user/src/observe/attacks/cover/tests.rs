@@ -27,7 +27,7 @@ fn run(truth: Truth, seed: u64) -> Vec<Emission> {
     (0..truth.cells)
         .map(|number| {
             let link = number % LINKS;
-            let often = if truth.unequal > 0.0 && link % 2 == 0 { 1000 } else { 40 };
+            let often = if truth.unequal > 0.0 && link.is_multiple_of(2) { 1000 } else { 40 };
             on[link] ^= below(if on[link] { 40 } else { often }) == 0;
             let payload = on[link] && below(10) > 0;
             stalled = if below(truth.stalls) == 0 { 200 } else { stalled.saturating_sub(1) };
@@ -37,7 +37,7 @@ fn run(truth: Truth, seed: u64) -> Vec<Emission> {
                 + if link % 2 == 1 { truth.unequal } else { 0.0 };
             let at = number as f64 * 100_000.0 + late;
             let gap = at - std::mem::replace(&mut last[link], at);
-            let service = if number % 3 == 0 { f64::NAN } else { 50.0 + below(20) as f64 };
+            let service = if number.is_multiple_of(3) { f64::NAN } else { 50.0 + below(20) as f64 };
             let place = (number % 3) as f64;
             let at = number as u64 * 100_000;
             Emission { at, link: u32::try_from(link).unwrap(), payload, lateness: late, place, service, gap }
