@@ -25,7 +25,8 @@ use relay_user::engine::schedule::Law;
 use relay_user::engine::time::Nanos;
 use relay_user::observe::attacks::cover::{Emission, cover};
 use relay_user::observe::finding::Finding;
-use relay_user::worker::Poll;
+use relay_user::observe::live::AuditState;
+use relay_user::worker::{Poll, Totals};
 
 use crate::rig::{Cores, Rig};
 use neighbours::{Arrival, Neighbours};
@@ -115,6 +116,8 @@ pub struct Recorded {
     pub unmatched: u64,
     /// Slots that the worker missed.
     pub missed: u64,
+    /// What the worker found of itself meanwhile: something after a minute at the earliest.
+    pub audit: AuditState,
 }
 
 impl Recorded {
@@ -146,8 +149,9 @@ pub fn run(rig: &Rig, plan: &Plan) -> Result<Recorded> {
         let thread = scope.spawn(|| neighbours.run(loader, clock, (from, until)));
         thread.join().map_err(|_| anyhow::anyhow!("the neighbours' thread panicked"))?
     })?;
-    let (notes, missed) = subject.finish()?;
-    let recorded = join(plan, (from, until), &notes, &arrivals, missed);
+    let (notes, Totals { engine, audit, .. }) = subject.finish()?;
+    let missed = engine.missed_slots;
+    let recorded = Recorded { missed, audit, ..join(plan, (from, until), &notes, &arrivals) };
     let seen = recorded.handed.len() as u64;
     ensure!(
         2 * seen >= plan.cells,
@@ -169,13 +173,7 @@ struct Truth {
 }
 
 /// Brings both ends together.
-fn join(
-    plan: &Plan,
-    (from, until): (Nanos, Nanos),
-    notes: &[Note],
-    arrivals: &[Arrival],
-    missed: u64,
-) -> Recorded {
+fn join(plan: &Plan, (from, until): (Nanos, Nanos), notes: &[Note], arrivals: &[Arrival]) -> Recorded {
     let mut truths: Vec<Vec<Option<Truth>>> = vec![Vec::new(); plan.links as usize];
     for arrival in arrivals {
         let Some(truths) = truths.get_mut(arrival.pair as usize) else { continue };
@@ -217,7 +215,7 @@ fn join(
         *last = Some((note.at, truth.at));
         before = *last;
     }
-    Recorded { handed, wire, unmatched, missed }
+    Recorded { handed, wire, unmatched, missed: 0, audit: AuditState::default() }
 }
 
 /// Nanoseconds from one instant to another, which may lie before it.

@@ -35,7 +35,7 @@ fn cells_are_found_again_with_their_slots_and_what_they_carry() {
     notes.sort_by_key(|note| note.at);
     let places: Vec<u32> = notes.iter().map(|note| u32::from(note.pair == 1)).collect();
     notes.iter_mut().zip(places).for_each(|(note, place)| note.place = place);
-    let recorded = join(&plan, (start, until), &notes, &arrivals, 0);
+    let recorded = join(&plan, (start, until), &notes, &arrivals);
     // Of the 800 slots that come after the warm-up.
     assert_eq!((recorded.handed.len(), recorded.unmatched), (2 * 728, 2 * 72));
     for (handed, wire) in recorded.handed.iter().zip(&recorded.wire) {
