@@ -7,6 +7,7 @@
 pub mod activity;
 pub mod connections;
 pub mod correlation;
+pub mod cover;
 pub mod distribution;
 pub mod filter;
 pub mod fingerprint;
