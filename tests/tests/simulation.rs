@@ -18,6 +18,8 @@ mod faults;
 mod hostile;
 #[path = "simulation/lifetimes.rs"]
 mod lifetimes;
+#[path = "simulation/machines.rs"]
+mod machines;
 #[path = "simulation/rogue.rs"]
 mod rogue;
 #[path = "simulation/slots.rs"]
