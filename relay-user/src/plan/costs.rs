@@ -66,11 +66,8 @@ const ZERO_COPY: Speed = Speed {
     cells: 1_320_000.0,
     source: "predicted by the model of docs/bare-metal.md",
 };
-const COPY: Speed = Speed {
-    datapath: "AF_XDP, copying",
-    cells: 430_000.0,
-    source: "measured on veth, docs/benchmarks.md",
-};
+const COPY: Speed =
+    Speed { datapath: "AF_XDP, copying", cells: 430_000.0, source: "measured on veth, docs/benchmarks.md" };
 const UDP_SOCKETS: Speed =
     Speed { datapath: "UDP sockets", cells: 201_000.0, source: "measured on veth, docs/benchmarks.md" };
 

@@ -16,7 +16,9 @@ use relay_common::wire::MAX_HOPS;
 use serde::Serialize;
 
 use crate::config::network::{Class, Relay, RelayRole, Trunk};
-use crate::config::{ClientConfig, Config, ConfigError, Cover, Datapath, NetworkDocument, RelayConfig, Timestamp};
+use crate::config::{
+    ClientConfig, Config, ConfigError, Cover, Datapath, NetworkDocument, RelayConfig, Timestamp,
+};
 use crate::engine::Limits;
 use crate::engine::schedule::Law;
 use costs::{Memory, Work, goodput_mbit, month_gb, speeds, wire_mbit};

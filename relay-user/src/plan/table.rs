@@ -117,7 +117,12 @@ impl Plan {
                 columns.row([way.way.clone(), hops, millis(hop.mean_us), millis(hop.p99_us)]);
             }
             if way.hops.len() > 1 {
-                columns.row([way.way.clone(), "end to end".to_owned(), millis(way.mean_us), millis(way.p99_us)]);
+                columns.row([
+                    way.way.clone(),
+                    "end to end".to_owned(),
+                    millis(way.mean_us),
+                    millis(way.p99_us),
+                ]);
             }
         }
         columns.text()

@@ -131,7 +131,11 @@ fn what_cannot_work_is_a_problem() {
     let narrow = network("rate = 1500\nschedule = \"constant\"", "rate = 1500\nschedule = \"constant\"");
     for plan in [relay(&narrow, "entry", 1).unwrap(), client(&narrow, "circuit")] {
         assert!(!plan.works());
-        assert!(plan.problems[0].contains("has 1494 cells/s for circuits, and one takes 1500"), "{:?}", plan.problems);
+        assert!(
+            plan.problems[0].contains("has 1494 cells/s for circuits, and one takes 1500"),
+            "{:?}",
+            plan.problems
+        );
     }
     let wide = network("rate = 1500\nschedule = \"constant\"", "rate = 200000\nschedule = \"constant\"");
     assert!(relay(&wide, "entry", 1).unwrap().works());
@@ -147,7 +151,13 @@ fn what_cannot_work_is_a_problem() {
 
 #[test]
 fn workers_are_counted_against_the_heaviest_load() {
-    let load = |datapath, cores| Cores { when: "now".to_owned(), datapath, cells_per_second: 1.0, cores, source: "" };
+    let load = |datapath, cores| Cores {
+        when: "now".to_owned(),
+        datapath,
+        cells_per_second: 1.0,
+        cores,
+        source: "",
+    };
     let loads = [load("a", 0.5), load("b", 9.0), load("a", 1.5)];
     assert!(too_few_workers(&loads, 1).unwrap().starts_with("now: 1.5 cores by a"));
     assert_eq!(too_few_workers(&loads, 2), None);
@@ -160,7 +170,14 @@ fn both_shapes_say_everything_and_no_address() {
         for (_, address) in RELAYS {
             assert!(!table.contains(address) && !json.contains(address));
         }
-        for part in ["jittered", "Mbit/s each way", "latency added", "cores (estimate)", "memory", "leakage  0.000 bits"] {
+        for part in [
+            "jittered",
+            "Mbit/s each way",
+            "latency added",
+            "cores (estimate)",
+            "memory",
+            "leakage  0.000 bits",
+        ] {
             assert!(table.contains(part), "{part} is missing in\n{table}");
         }
         let json: serde_json::Value = serde_json::from_str(&json).unwrap();
