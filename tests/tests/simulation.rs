@@ -10,6 +10,8 @@ mod node;
 #[path = "simulation/scenario.rs"]
 mod scenario;
 
+#[path = "simulation/delays.rs"]
+mod delays;
 #[path = "simulation/faults.rs"]
 mod faults;
 #[path = "simulation/hostile.rs"]

@@ -171,7 +171,7 @@ mod tests {
         near(UDP_SOCKETS.cores(201_000.0, Work::Relaying), 1.25);
         // One pass more: 153 ns; five more for a client: 765 ns beside 4975.1.
         near(COPY.cores(430_000.0, Work::Ending), 1.25 + 430_000.0 * 153e-9 / 0.8);
-        near(UDP_SOCKETS.cores(1500.0, Work::Beginning), 1500.0 * 5740.124_38e-9 / 0.8);
+        near(UDP_SOCKETS.cores(1500.0, Work::Beginning), 1500.0 * 5_740.124_38e-9 / 0.8);
     }
 
     #[test]
