@@ -33,6 +33,7 @@ pub(crate) struct Plan {
     /// Epoch of the document.
     epoch: u64,
     links: Vec<Link>,
+    all_links: Option<Total>,
     latency: Vec<Way>,
     goodput: Option<Goodput>,
     cores: Vec<Cores>,
@@ -59,6 +60,15 @@ struct Link {
     gb_per_month_each_way: f64,
     /// Circuits of the clients' class that fit.
     circuits: Option<u32>,
+}
+
+/// What all links take together.
+#[derive(Debug, Serialize)]
+struct Total {
+    what: String,
+    cells_per_second: u64,
+    mbit_per_second_each_way: f64,
+    gb_per_month_each_way: f64,
 }
 
 /// What a way over one or more hops adds to a packet's time.
@@ -133,6 +143,7 @@ impl Plan {
             name: name.to_owned(),
             epoch: network.epoch,
             links: vec![link(&path[0].name, name, class, 1, path[0], None)],
+            all_links: None,
             latency: ways(path, class, &trunks, covered),
             goodput: Some(Goodput {
                 mtu: config.tun.mtu,
@@ -164,7 +175,7 @@ impl Plan {
                 problems.push(no_room(trunk, of, class));
             }
             links.push(link(&peer.name, &trunk.class, of, trunk.lanes, peer, Some(room)));
-            latency.push(way("through", [&me.name, &peer.name], &delay::alone(&[of])));
+            latency.push(way("this relay", [&me.name, &peer.name], &delay::alone(&[of])));
             cells += f64::from(of.rate) * f64::from(trunk.lanes);
             circuits = circuits.saturating_add(room);
             lanes += u32::from(trunk.lanes);
@@ -179,11 +190,13 @@ impl Plan {
         let exit = config.exit.is_some();
         let work = if exit { Work::Ending } else { Work::Relaying };
         let mut load = cores(&config.datapath, "all trunks", cells, work);
+        let mut all_links = total("all trunks".to_owned(), &links, 0);
         if entry {
             links.push(link("each client", client_class, class, 1, me, None));
-            latency.push(way("through", [&me.name, "client"], &delay::alone(&[class])));
+            latency.push(way("this relay", [&me.name, "client"], &delay::alone(&[class])));
             let full = cells + f64::from(clients) * f64::from(class.rate);
             load.extend(cores(&config.datapath, &format!("and {clients} clients"), full, work));
+            all_links = total(format!("all trunks and {clients} clients"), &links, clients);
         }
         problems.extend(too_few_workers(&load, config.worker.count));
         Ok(Self {
@@ -191,6 +204,7 @@ impl Plan {
             name: me.name.clone(),
             epoch: network.epoch,
             links,
+            all_links: Some(all_links),
             latency,
             goodput: None,
             cores: load,
@@ -242,6 +256,21 @@ fn link(to: &str, name: &str, class: Class, lanes: u16, at: &Relay, circuits: Op
         mbit_per_second_each_way: wire_mbit(cells.into(), at.address.ip()),
         gb_per_month_each_way: month_gb(cells.into(), at.address.ip()),
         circuits,
+    }
+}
+
+/// All trunks, and the row of one client so many times.
+fn total(what: String, links: &[Link], clients: u32) -> Total {
+    let times = |link: &Link| if link.circuits.is_some() { 1 } else { clients };
+    let sum = |of: fn(&Link) -> f64| links.iter().map(|link| of(link) * f64::from(times(link))).sum();
+    Total {
+        what,
+        cells_per_second: links
+            .iter()
+            .map(|link| u64::from(link.cells_per_second) * u64::from(times(link)))
+            .sum(),
+        mbit_per_second_each_way: sum(|link| link.mbit_per_second_each_way),
+        gb_per_month_each_way: sum(|link| link.gb_per_month_each_way),
     }
 }
 

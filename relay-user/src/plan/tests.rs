@@ -105,6 +105,10 @@ fn a_relays_plan_is_what_the_hand_computes() {
     near(cores[0], 4000.0 * 757.576e-9 / 0.8);
     near(cores[1], 7000.0 * 757.576e-9 / 0.8);
     assert_eq!(plan.cores[1].when, "and 2 clients");
+    let all = plan.all_links.as_ref().unwrap();
+    assert_eq!((all.what.as_str(), all.cells_per_second), ("all trunks and 2 clients", 7000));
+    near(all.mbit_per_second_each_way, 7000.0 * 1426.0 * 8.0 / 1e6);
+    near(all.gb_per_month_each_way, 7000.0 * 1402.0 * 2.592e-3);
     // Two lanes and two clients; two circuits.
     assert_eq!((plan.memory.links, plan.memory.circuits), (4 * 3101, 2 * 1904));
     let middle = relay(&usual(), "middle", 2).unwrap();
