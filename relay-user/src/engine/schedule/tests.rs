@@ -256,6 +256,12 @@ fn the_seed_decides() {
     }
 }
 
+/// A relay has one for each link, with the pattern in it.
+#[test]
+fn a_schedule_is_small() {
+    assert!(size_of::<Schedule>() <= 448, "{} bytes", size_of::<Schedule>());
+}
+
 #[test]
 fn circuits_get_what_a_link_can_spare() {
     assert_eq!(Law::Constant.usable(2000, Law::Jittered), 1992);
