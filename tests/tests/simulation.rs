@@ -10,6 +10,8 @@ mod node;
 #[path = "simulation/scenario.rs"]
 mod scenario;
 
+#[path = "simulation/decoys.rs"]
+mod decoys;
 #[path = "simulation/delays.rs"]
 mod delays;
 #[path = "simulation/faults.rs"]

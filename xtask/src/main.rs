@@ -3,6 +3,7 @@
 mod bench;
 mod ci;
 mod ebpf;
+mod interrupt;
 mod run;
 mod test;
 mod tools;

@@ -1,7 +1,6 @@
 //! `cargo xtask run`: the relay network over three hops on this machine, watched on its wire.
 
 mod files;
-pub(crate) mod interrupt;
 mod nodes;
 mod phases;
 mod report;
@@ -15,11 +14,11 @@ use anyhow::{Context, Result, bail};
 use relay_tests::{Host, Lab, Observer};
 
 use self::files::RELAYS;
-use self::interrupt::Interrupt;
 use self::nodes::{Nodes, Status};
 use self::phases::Phases;
 use self::report::Report;
 use self::table::{Second, Table};
+use crate::interrupt::Interrupt;
 use crate::tools;
 
 /// Seconds watched before `--hold` leaves the lab to its visitor.

@@ -36,6 +36,13 @@ impl Engine {
             }
             Command::SendExtend { circuit, length, frame } => self.send_extend(circuit, length, frame),
             Command::AddHop { circuit, keys, open } => self.add_hop(circuit, *keys, open, edge, now),
+            Command::SetCover { circuit, cover } => {
+                if let Some(Some(Circuit { role: Role::Origin(origin), .. })) =
+                    self.circuits.get_mut(circuit as usize).map(|slot| slot.as_deref_mut())
+                {
+                    origin.cover = cover;
+                }
+            }
             Command::CloseCircuit { circuit, reason } => {
                 self.close_circuit(circuit, reason, None, edge, now);
             }

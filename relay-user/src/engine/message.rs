@@ -114,6 +114,13 @@ pub enum Command {
         /// This was the last hop.
         open: bool,
     },
+    /// Makes a circuit of this client fill every free slot from now on, or none but for packets.
+    SetCover {
+        /// Circuit number.
+        circuit: u32,
+        /// Fill every free slot.
+        cover: bool,
+    },
     /// Closes a circuit and tells both neighbours.
     CloseCircuit {
         /// Circuit number.
@@ -149,6 +156,7 @@ impl Command {
             | Self::AddOrigin { circuit, .. }
             | Self::SendExtend { circuit, .. }
             | Self::AddHop { circuit, .. }
+            | Self::SetCover { circuit, .. }
             | Self::CloseCircuit { circuit, .. } => Home::Circuit(*circuit),
         }
     }

@@ -7,7 +7,7 @@ mod snapshot;
 mod turning;
 
 pub use crossing::{CrossingCounters, Owners};
-pub use edge::NodeEdge;
+pub use edge::{NodeEdge, OWN_CIRCUITS};
 pub use pool::{Seat, Workers};
 pub use snapshot::{Snapshot, Totals};
 

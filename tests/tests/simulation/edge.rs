@@ -40,6 +40,8 @@ pub(crate) struct TestEdge {
     pub(crate) came: BTreeMap<u64, u64>,
     /// Packets that came out other than they went in.
     pub(crate) corrupt: u64,
+    /// Cells that ended here, with or without packets in them.
+    pub(crate) cells: u64,
     /// Packets that the queue did not take.
     pub(crate) refused: u64,
 }
@@ -66,6 +68,7 @@ impl TestEdge {
 
 impl Edge for TestEdge {
     fn deliver(&mut self, circuit: u32, seq: u64, data: &[u8; DATA_LEN], block_offset: u16, now: Nanos) {
+        self.cells += 1;
         let end = self.ends.get_mut(&circuit).expect("data only after the circuit opened");
         let (arrived, came, corrupt) = (&mut self.arrived, &mut self.came, &mut self.corrupt);
         let mut sink = |kind: BlockKind, bytes: &[u8]| {

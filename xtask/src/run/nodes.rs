@@ -13,7 +13,7 @@ use relay_tests::{Host, Lab};
 use serde::Deserialize;
 
 use super::files::{config_file, socket_file};
-use super::interrupt::Interrupt;
+use crate::interrupt::Interrupt;
 
 /// Time for all nodes to become ready.
 const READY_LIMIT: Duration = Duration::from_secs(60);

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use tempfile::{NamedTempFile, TempDir};
 
 use super::kernel::Kernel;
-use crate::run::interrupt::Interrupt;
+use crate::interrupt::Interrupt;
 
 /// How often the machine is looked after.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
