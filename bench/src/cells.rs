@@ -84,7 +84,7 @@ impl Pair {
         {
             let mut seed = [7; 32];
             seed[..4].copy_from_slice(&link.to_be_bytes());
-            let schedule = Box::new(Schedule::new(law, rate, start, seed));
+            let schedule = Box::new(Schedule::without_offset(law, rate, start, seed));
             commands.push(Command::AddLink { link, schedule });
             let keys = link_keys(link, initiator);
             let (here, there) = (Self::index_at_relay(link), Self::index_at_neighbour(link));

@@ -17,6 +17,7 @@ pub mod engine;
 mod host;
 pub mod neighbour;
 pub mod observe;
+mod plan;
 pub mod port;
 pub mod steering;
 pub mod worker;

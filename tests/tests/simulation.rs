@@ -12,10 +12,14 @@ mod scenario;
 
 #[path = "simulation/decoys.rs"]
 mod decoys;
+#[path = "simulation/delays.rs"]
+mod delays;
 #[path = "simulation/faults.rs"]
 mod faults;
 #[path = "simulation/hostile.rs"]
 mod hostile;
+#[path = "simulation/laws.rs"]
+mod laws;
 #[path = "simulation/lifetimes.rs"]
 mod lifetimes;
 #[path = "simulation/machines.rs"]

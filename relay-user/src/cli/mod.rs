@@ -4,6 +4,7 @@ mod check;
 mod doctor;
 mod keygen;
 mod network;
+mod plan;
 mod status;
 
 use std::path::PathBuf;
@@ -40,6 +41,9 @@ enum Command {
     CheckConfig(ConfigFile),
     /// Say whether this machine is fit for a relay, and what to do about it.
     Doctor(doctor::Arguments),
+    /// Say what a relay's or a client's file costs and gives: bandwidth, latency, cores, memory, circuits, leakage. Starts
+    /// and touches nothing; exit status 1 means that it cannot work as it stands.
+    Plan(plan::Arguments),
     /// Ask a running relay or client how it is.
     Status(status::Arguments),
 }
@@ -74,6 +78,7 @@ pub fn main() -> ExitCode {
 fn run(command: Command) -> anyhow::Result<bool> {
     match command {
         Command::Doctor(arguments) => return doctor::run(&arguments, now()),
+        Command::Plan(arguments) => return plan::run(&arguments, now()),
         Command::Run(arguments) => {
             let config = RelayConfig::load(&arguments.config)?;
             log_to_stderr();
@@ -131,6 +136,8 @@ mod tests {
             &["relay", "status"],
             &["relay", "status", "--socket", "s", "--config", "c"],
             &["relay", "network", "verify", "--operator", "00", "doc"],
+            &["relay", "plan"],
+            &["relay", "plan", "relay.toml"],
         ] {
             assert_eq!(Cli::try_parse_from(arguments).unwrap_err().exit_code(), 2, "{arguments:?}");
         }

@@ -115,7 +115,7 @@ fn describe(network: &NetworkDocument) -> String {
         network.suite.number()
     );
     for (name, class) in &network.classes {
-        text += &format!("class   {name}  {} cells/s, {:?}\n", class.rate, class.schedule);
+        text += &format!("class   {name}  {} cells/s, {}\n", class.rate, class.schedule);
     }
     for relay in &network.relays {
         let roles: Vec<String> = relay.roles.iter().map(|role| format!("{role:?}").to_lowercase()).collect();

@@ -12,7 +12,7 @@ use super::datapath::{
     Control, Datapath, DatapathMode, RawControl, RawDatapath, RawWorker, Worker, control, interface,
     operator, prefix, worker,
 };
-use super::network::{NetworkDocument, RelayRole};
+use super::network::{NetworkDocument, Relay, RelayRole};
 use super::prefix::Prefix;
 use super::source::{ConfigError, Source};
 use super::timestamp::Timestamp;
@@ -132,7 +132,7 @@ impl ClientConfig {
         let refuse = |what: String, remedy: &str| Err(self.source.refuse_key("path", what, remedy));
         for (name, role) in path.iter().zip([RelayRole::Entry, RelayRole::Middle, RelayRole::Exit]) {
             let Some(relay) = network.relay(name) else {
-                return refuse(format!("the network document has no relay {name:?}"), "name its relays only");
+                return Err(self.no_relay(name));
             };
             if !relay.roles.contains(&role) {
                 let what = format!("{name:?} may not be {role:?} by the network document");
@@ -146,6 +146,32 @@ impl ClientConfig {
             }
         }
         Ok(())
+    }
+
+    /// Entry, middle and exit: those that the file names, or the first that the document's trunks join.
+    ///
+    /// # Errors
+    /// [`ConfigError`] if a relay is missing, or no trunks join an entry, a middle and an exit.
+    pub fn path_in<'a>(&self, network: &'a NetworkDocument) -> Result<[&'a Relay; MAX_HOPS], ConfigError> {
+        let Some(names) = &self.path else {
+            return network.paths().next().ok_or_else(|| ConfigError {
+                file: self.network.clone(),
+                line: None,
+                key: Some("trunks".to_owned()),
+                what: "no entry, middle and exit are joined by trunks".to_owned(),
+                remedy: "have the document changed".to_owned(),
+            });
+        };
+        let mut path = Vec::with_capacity(MAX_HOPS);
+        for name in names {
+            path.push(network.relay(name).ok_or_else(|| self.no_relay(name))?);
+        }
+        path.try_into().map_err(|_| self.no_relay(""))
+    }
+
+    fn no_relay(&self, name: &str) -> ConfigError {
+        let what = format!("the network document has no relay {name:?}");
+        self.source.refuse_key("path", what, "name its relays only")
     }
 
     fn check(source: Source) -> Result<Self, ConfigError> {

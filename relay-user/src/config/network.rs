@@ -1,10 +1,14 @@
 //! The network document: what the operator signs and everyone else believes.
 
+mod classes;
+
+pub use classes::Class;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::Path;
 
-use relay_common::wire::{CELL_LEN, RELAY_ID_LEN};
+use relay_common::wire::{CELL_LEN, MAX_HOPS, RELAY_ID_LEN};
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -15,8 +19,6 @@ use crate::crypto::keys::is_signed_by;
 use crate::crypto::{OperatorKey, Suite};
 
 const SIGNATURE_PREFIX: &str = "# evenwire-signature: ed25519 ";
-/// Cells per second of a class, at most: 2.2 Gbit/s, beyond what one worker carries.
-const MAX_RATE: u32 = 200_000;
 /// Lanes of a trunk, at most: as many as a relay has workers.
 pub const MAX_LANES: u16 = 64;
 /// Bytes of a name, at most.
@@ -39,25 +41,6 @@ pub struct NetworkDocument {
     pub relays: Vec<Relay>,
     /// The links between relays, in the document's order.
     pub trunks: Vec<Trunk>,
-}
-
-/// A rate and how slots lie in time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Class {
-    /// Cells per second in each direction, 1 to 200000.
-    pub rate: u32,
-    /// How slots lie in time.
-    pub schedule: Schedule,
-}
-
-/// How a link's slots lie in time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Schedule {
-    /// At equal distances.
-    Constant,
-    /// At random distances with the rate as their mean.
-    Jittered,
 }
 
 /// A relay as everyone knows it.
@@ -157,6 +140,19 @@ impl NetworkDocument {
         })
     }
 
+    /// Entry, middle and exit, for every path that roles and trunks allow, in the document's order.
+    pub fn paths(&self) -> impl Iterator<Item = [&Relay; MAX_HOPS]> {
+        let with = |role: RelayRole| self.relays.iter().filter(move |relay| relay.roles.contains(&role));
+        let joined = |one: &Relay, other: &Relay| self.trunk(&one.name, &other.name).is_some();
+        with(RelayRole::Entry).flat_map(move |entry| {
+            with(RelayRole::Middle).filter(move |middle| joined(entry, middle)).flat_map(move |middle| {
+                with(RelayRole::Exit)
+                    .filter(move |exit| exit.name != entry.name && joined(middle, exit))
+                    .map(move |exit| [entry, middle, exit])
+            })
+        })
+    }
+
     fn accept(source: Source, operator: &[u8; 32], now: Timestamp) -> Result<Self, ConfigError> {
         verify(source.text(), operator).map_err(|error| ConfigError {
             line: Some(1),
@@ -207,7 +203,7 @@ impl NetworkDocument {
                 "write a later time",
             ));
         }
-        let classes = classes(source, &raw.classes)?;
+        let classes = classes::classes(source, &raw.classes)?;
         let relays = relays(source, &raw.relays)?;
         let trunks = trunks(source, &raw.trunks, &classes, &relays)?;
         Ok(Self { epoch: raw.epoch, valid_from, valid_until, suite, classes, relays, trunks })
@@ -269,17 +265,10 @@ struct RawDocument {
     valid_until: Spanned<String>,
     cell_len: Spanned<i64>,
     suite: Spanned<i64>,
-    classes: BTreeMap<String, RawClass>,
+    classes: BTreeMap<String, classes::RawClass>,
     relays: Vec<RawRelay>,
     #[serde(default)]
     trunks: Vec<RawTrunk>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawClass {
-    rate: Spanned<i64>,
-    schedule: Schedule,
 }
 
 #[derive(Deserialize)]
@@ -304,27 +293,6 @@ fn timestamp(source: &Source, text: &Spanned<String>, key: &str) -> Result<Times
     text.get_ref().parse().map_err(|error: super::timestamp::InvalidTimestamp| {
         source.refuse(text, key, error.to_string(), "write it so, in quotes")
     })
-}
-
-fn classes(
-    source: &Source,
-    raw: &BTreeMap<String, RawClass>,
-) -> Result<BTreeMap<String, Class>, ConfigError> {
-    raw.iter()
-        .map(|(name, class)| {
-            let rate = u32::try_from(*class.rate.get_ref()).ok().filter(|rate| (1..=MAX_RATE).contains(rate));
-            let rate = rate.ok_or_else(|| {
-                let what = format!("is not a number of cells per second from 1 to {MAX_RATE}");
-                source.refuse(
-                    &class.rate,
-                    &format!("classes.{name}.rate"),
-                    what,
-                    "choose a rate in this range",
-                )
-            })?;
-            Ok((name.clone(), Class { rate, schedule: class.schedule }))
-        })
-        .collect()
 }
 
 fn relays(source: &Source, raw: &[RawRelay]) -> Result<Vec<Relay>, ConfigError> {

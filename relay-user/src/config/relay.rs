@@ -75,6 +75,17 @@ impl RelayConfig {
         NetworkDocument::load(&self.network, &self.operator, now)
     }
 
+    /// The relay of this name in `network`, whatever its key.
+    ///
+    /// # Errors
+    /// [`ConfigError`] if the document has no such relay.
+    pub fn named_in<'a>(&self, network: &'a NetworkDocument) -> Result<&'a Relay, ConfigError> {
+        network.relay(&self.name).ok_or_else(|| {
+            let what = format!("the network document has no relay named {:?}", self.name);
+            self.source.refuse_key("name", what, "write the name that the operator gave the relay")
+        })
+    }
+
     /// This relay in `network`, if file, key and document agree.
     ///
     /// # Errors
@@ -84,10 +95,7 @@ impl RelayConfig {
         network: &'a NetworkDocument,
         key: &StaticKey,
     ) -> Result<&'a Relay, ConfigError> {
-        let relay = network.relay(&self.name).ok_or_else(|| {
-            let what = format!("the network document has no relay named {:?}", self.name);
-            self.source.refuse_key("name", what, "write the name that the operator gave the relay")
-        })?;
+        let relay = self.named_in(network)?;
         if relay.key != *key.public() {
             let what = format!(
                 "is not the key of {:?} in the network document; its public half is {}",

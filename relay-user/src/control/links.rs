@@ -198,7 +198,11 @@ impl Links {
             let here = **number % workers == beside % workers;
             here && link.confirmed && matches!(link.who, Who::Peer(at) if self.peers[at].id == id)
         });
-        let spare = |link: &Link| link.pace.rate.saturating_sub(link.reserved);
+        let clients = self.identity.as_ref().map(|identity| identity.client_pace.law);
+        let spare = |link: &Link| {
+            let Pace { law, rate } = link.pace;
+            law.usable(rate, clients.unwrap_or(law)).saturating_sub(link.reserved)
+        };
         let (number, link) = lanes.max_by_key(|(_, link)| spare(link)).ok_or(DestroyReason::NoSuchRelay)?;
         if spare(link) < rate {
             return Err(DestroyReason::NoCapacity);

@@ -8,7 +8,7 @@ use super::links::{Identity, Links, Pace, Peer};
 use super::node::{Node, Own, Part, StopRequests, runtime};
 use super::path::{Neighbours, Path, Socket};
 use super::status::StatusSocket;
-use crate::config::network::{Class, Relay, RelayRole, Schedule};
+use crate::config::network::{Class, Relay};
 use crate::config::{
     BindMode, BusyPoll, ClientConfig, ConfigError, Cover, Datapath, DatapathMode, HugePages, NetworkDocument,
     PollMode, Prefix, RelayConfig, Timestamp,
@@ -17,7 +17,6 @@ use crate::crypto::StaticKey;
 use crate::edge::pool::PoolNetworks;
 use crate::edge::routes::GuardedRoutes;
 use crate::edge::{ClientEdge, ExitEdge, Offload};
-use crate::engine::schedule::Law;
 use crate::engine::{Engine, Limits};
 use crate::port::{AfXdpPort, ControlDatagram, Port, PortMode, UdpPort};
 use crate::steering::{AttachMode, Steering};
@@ -63,6 +62,9 @@ async fn relay(config: RelayConfig, key: StaticKey, network: NetworkDocument, me
     let mut limits = Limits { exit: config.exit.is_some(), ..Limits::default() };
     limits.events = 2 * limits.circuits as usize;
     limits.waiting = config.datapath.frames as usize / 2;
+    let (_, client_class) = network.class_of_clients(&config.network)?;
+    let client_pace = pace(client_class);
+    limits.spare = client_class.schedule.spare();
     let port = me.address.port();
 
     let workers = config.worker.count;
@@ -80,7 +82,6 @@ async fn relay(config: RelayConfig, key: StaticKey, network: NetworkDocument, me
         None => std::iter::repeat_with(|| NodeEdge::None).take(workers.into()).collect(),
     };
     let peers = trunk_peers(&network, &me)?;
-    let client_pace = pace(client_class(&config.network, &network)?);
     let identity = Identity::new(me.id, key, port, client_pace, clock.now(), &mut rng);
     let links = Links::new(network.suite, Some(identity), peers, limits.links, workers);
     let circuits = Circuits::new(me.id, network.suite, limits.circuits, limits.exit, workers);
@@ -112,7 +113,7 @@ async fn client(config: ClientConfig, network: NetworkDocument) -> Result<()> {
     let status = bind_status(&config.control.socket)?;
     let clock = Clock::start();
     let mut rng = system_rng()?;
-    let class = client_class(&config.network, &network)?;
+    let (_, class) = network.class_of_clients(&config.network)?;
     let path = client_path(&config, &network)?;
     let entry = network.relay_by_id(&path[0].id).context("the entry is in the document")?;
     let peers = vec![Peer {
@@ -135,8 +136,7 @@ async fn client(config: ClientConfig, network: NetworkDocument) -> Result<()> {
     let limits = Limits { links: 16, circuits: 16, waiting, ..Limits::default() };
     let links = Links::new(network.suite, None, peers, limits.links, 1);
     let decoys = config.decoys.map(|plan| {
-        let paths = paths(&network).filter(|path| path[0] == entry.name);
-        let paths = paths.filter_map(|names| path_relays(&names, &network).ok()).collect();
+        let paths = network.paths().filter(|path| path[0].name == entry.name).map(path_relays).collect();
         Decoys::new(plan, paths, network.suite, clock.now(), &mut rng)
     });
     let builder = Builder::new(path, network.suite, config.cover == Cover::Circuit);
@@ -347,29 +347,8 @@ fn system_rng() -> Result<ChaCha20Rng> {
     Ok(ChaCha20Rng::from_seed(seed))
 }
 
-fn pace(class: &Class) -> Pace {
-    let law = match class.schedule {
-        Schedule::Constant => Law::Constant,
-        Schedule::Jittered => Law::Jittered,
-    };
-    Pace { law, rate: class.rate }
-}
-
-/// The class of client links: the one that no trunk has. With more than one, a relay could not tell which a client
-/// means before its first cell.
-fn client_class<'a>(file: &std::path::Path, network: &'a NetworkDocument) -> Result<&'a Class, ConfigError> {
-    let mut free =
-        network.classes.iter().filter(|(name, _)| !network.is_of_trunks(name)).map(|(_, class)| class);
-    match (free.next(), free.next()) {
-        (Some(class), None) => Ok(class),
-        _ => Err(ConfigError {
-            file: file.to_owned(),
-            line: None,
-            key: Some("classes".to_owned()),
-            what: "clients' links have no class of their own, or more than one".to_owned(),
-            remedy: "have the document changed so that exactly one class is no trunk's".to_owned(),
-        }),
-    }
+const fn pace(class: Class) -> Pace {
+    Pace { law: class.schedule, rate: class.rate }
 }
 
 fn trunk_peers(network: &NetworkDocument, me: &Relay) -> Result<Vec<Peer>> {
@@ -392,7 +371,7 @@ fn trunk_peers(network: &NetworkDocument, me: &Relay) -> Result<Vec<Peer>> {
                 public: peer.key,
                 address,
                 lane,
-                pace: pace(class),
+                pace: pace(*class),
                 initiates,
             });
         }
@@ -400,42 +379,14 @@ fn trunk_peers(network: &NetworkDocument, me: &Relay) -> Result<Vec<Peer>> {
     Ok(peers)
 }
 
-/// The path that the configuration names, or the first that the document's trunks allow.
-fn client_path(config: &ClientConfig, network: &NetworkDocument) -> Result<Vec<PathRelay>> {
-    let names = match &config.path {
-        Some(names) => names.clone(),
-        None => paths(network).next().ok_or_else(|| ConfigError {
-            file: config.network.clone(),
-            line: None,
-            key: Some("trunks".to_owned()),
-            what: "no entry, middle and exit are joined by trunks".to_owned(),
-            remedy: "have the document changed".to_owned(),
-        })?,
-    };
-    path_relays(&names, network)
+/// The relays of a client's circuits.
+fn client_path(config: &ClientConfig, network: &NetworkDocument) -> Result<Vec<PathRelay>, ConfigError> {
+    Ok(path_relays(config.path_in(network)?))
 }
 
-fn path_relays(names: &[String], network: &NetworkDocument) -> Result<Vec<PathRelay>> {
-    names
-        .iter()
-        .map(|name| {
-            let relay = network.relay(name).context("a path names relays of the document")?;
-            Ok(PathRelay { name: relay.name.clone(), id: relay.id, public: relay.key })
-        })
-        .collect()
-}
-
-/// Names of entry, middle and exit, for every path that the document's roles and trunks allow.
-fn paths(network: &NetworkDocument) -> impl Iterator<Item = [String; MAX_HOPS]> {
-    let with = |role: RelayRole| network.relays.iter().filter(move |relay| relay.roles.contains(&role));
-    let joined = |one: &Relay, other: &Relay| network.trunk(&one.name, &other.name).is_some();
-    with(RelayRole::Entry).flat_map(move |entry| {
-        with(RelayRole::Middle).filter(move |middle| joined(entry, middle)).flat_map(move |middle| {
-            with(RelayRole::Exit)
-                .filter(move |exit| exit.name != entry.name && joined(middle, exit))
-                .map(move |exit| [entry, middle, exit].map(|relay| relay.name.clone()))
-        })
-    })
+fn path_relays(path: [&Relay; MAX_HOPS]) -> Vec<PathRelay> {
+    let of = |relay: &Relay| PathRelay { name: relay.name.clone(), id: relay.id, public: relay.key };
+    path.map(of).to_vec()
 }
 
 fn pool_networks(pool4: Prefix, pool6: Prefix) -> Result<PoolNetworks> {

@@ -204,10 +204,12 @@ impl Carried {
         body[layer_len(self.depth)..].fill(0);
     }
 
-    /// Owes the client one cell more.
-    pub(super) fn owe(&mut self) {
+    /// Owes the client one cell more, but for one in `spare`: counted by what came, never by what it was.
+    pub(super) fn owe(&mut self, spare: u32) {
         self.covered = true;
-        self.owed = (self.owed + 1).min(MAX_OWED);
+        if !self.received.is_multiple_of(spare) {
+            self.owed = (self.owed + 1).min(MAX_OWED);
+        }
     }
 
     /// Whether a slot should get a cell that begins here.
@@ -372,4 +374,33 @@ fn fields_at(body: &[u8; BODY_LEN], depth: usize) -> LayerFields {
 fn put_fields(body: &mut [u8; BODY_LEN], depth: usize, fields: LayerFields) {
     let at = layer_inner_len(depth);
     body[at..at + LAYER_FIELDS_LEN].copy_from_slice(&fields.encode());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crypto::{Split, Suite};
+
+    #[test]
+    fn an_exit_answers_all_cells_but_one_in_so_many() {
+        let split = Split { initiator_to_responder: [1; 32], responder_to_initiator: [2; 32] };
+        let mut exit = Carried::new(2, HopKeys::derive(&split, Suite::Aes256Gcm), 1);
+        exit.ends_here = true;
+        let mut answers = 0;
+        for _ in 0..1024 {
+            exit.received += 1;
+            exit.owe(256);
+            while exit.wants_slot(true) {
+                exit.pay();
+                answers += 1;
+            }
+        }
+        assert_eq!(answers, 1020);
+        // However many wait: the queue of a link that stood still holds no more.
+        for _ in 0..1000 {
+            exit.received += 1;
+            exit.owe(256);
+        }
+        assert_eq!(exit.owed, MAX_OWED);
+    }
 }

@@ -6,6 +6,7 @@ use super::queue::Queue;
 use super::replay::LinkWindow;
 use super::schedule::Schedule;
 use super::time::Nanos;
+use super::wheel;
 use crate::crypto::LinkKeys;
 use crate::xsk::Frame;
 use relay_common::wire::{DestroyReason, LinkHeader};
@@ -21,7 +22,8 @@ pub const CONTROL_CELLS: usize = 64;
 const MIN_TOLERANCE: Nanos = Nanos(200_000);
 /// Most lateness that is made up for, however slow the class.
 const MAX_TOLERANCE: Nanos = Nanos(2_000_000);
-/// Slots that a link makes up for after a stall, at most; bounds the burst that an observer sees.
+/// Mean gaps that a link makes up for after a stall, at most; bounds the burst that an observer sees. By a law of uneven
+/// gaps they hold more or fewer slots, whatever was to be sent.
 const MAX_CATCH_UP: u64 = 4;
 
 /// The keys and numbers of one session of a link, made by the control plane.
@@ -138,10 +140,11 @@ impl Link {
     }
 }
 
-/// Cells of one link that may be sealed and not yet sent: those of the slots within the lead, one cut off at each end
-/// of it, and one that a wheel tick brings early.
+/// Cells of one link that may be sealed and not yet sent: those of the slots from the latest that is still made up for
+/// to the end of the lead, and one beside them. A wheel tick brings some early.
 fn sealed_ahead(schedule: &Schedule, lead: Nanos) -> usize {
-    usize::try_from(lead.0 / schedule.period().0.max(1)).unwrap_or(usize::MAX).saturating_add(3)
+    let span = tolerance(schedule.period()) + lead + wheel::TICK;
+    usize::try_from(schedule.most_within(span)).unwrap_or(usize::MAX).saturating_add(1)
 }
 
 /// How late a cell may still go. A property of the class alone, so that it tells nothing of payload.

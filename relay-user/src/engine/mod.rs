@@ -90,6 +90,9 @@ pub struct Limits {
     pub silence: Nanos,
     /// Circuits may end here.
     pub exit: bool,
+    /// Where they do, one in so many cells of circuit cover gets no answer: an exit that answered all of them would fill
+    /// every slot of a client's link, or one more than it has where the link is the slower. See [`schedule::Law::spare`].
+    pub spare: u32,
 }
 
 impl Default for Limits {
@@ -102,6 +105,7 @@ impl Default for Limits {
             lead: Nanos(200_000),
             silence: Nanos(2 * Nanos::SECOND.0),
             exit: false,
+            spare: schedule::Law::Jittered.spare(),
         }
     }
 }

@@ -239,7 +239,7 @@ impl Engine {
                 edge.opened(number, now);
             }
             if fields.flags & FLAG_CIRCUIT_COVER != 0 {
-                carried.owe();
+                carried.owe(self.limits.spare);
             }
             self.enter_turn(number, Direction::Back);
         }

@@ -30,7 +30,8 @@ fn cells_at_exit(net: &mut Net) -> u64 {
 fn a_decoy_fills_slots_while_it_is_busy_and_none_while_it_is_quiet() {
     let mut net = with_decoy(21);
     let busy = cells_at_exit(&mut net);
-    assert!((1400..=1500).contains(&busy), "{busy} of 1500 slots");
+    // The link's rate may be 200 ppm above its class's.
+    assert!((1400..=1502).contains(&busy), "{busy} of 1500 slots");
     net.command(CLIENT, Command::SetCover { circuit: DECOY, cover: false });
     assert_eq!(cells_at_exit(&mut net), 0);
     net.command(CLIENT, Command::SetCover { circuit: DECOY, cover: true });

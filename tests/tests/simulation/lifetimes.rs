@@ -6,10 +6,12 @@ use crate::node::split;
 use crate::scenario::Traffic;
 use relay_common::wire::DestroyReason;
 use relay_user::crypto::{LinkKeys, Suite};
-use relay_user::engine::schedule::Law;
-use relay_user::engine::schedule::Schedule;
+use relay_user::engine::schedule::{Law, Schedule};
 use relay_user::engine::time::Nanos;
 use relay_user::engine::{Command, Session};
+
+/// How far a gap of 500 µs may be off, in nanoseconds: 200 ppm, and what is cut off.
+const OFF: u64 = 101;
 
 fn carries(net: &mut Net, id: u64) {
     let now = Nanos(net.now);
@@ -109,8 +111,11 @@ fn a_link_replaced_while_its_slots_are_filed_keeps_to_the_new_slots_alone() {
             net.run(500 * MS);
             let cells = &net.egress[&side][from..];
             let period = 1_000 * MS / u64::from(RATES[MIDDLE]);
-            assert_eq!(cells.len() as u64, 500 * MS / period, "slots neither stopped nor doubled");
-            assert!(cells.windows(2).all(|pair| pair[1].0 - pair[0].0 == period));
+            assert!(
+                (cells.len() as u64).abs_diff(500 * MS / period) <= 1,
+                "slots neither stopped nor doubled"
+            );
+            assert!(cells.windows(2).all(|pair| (pair[1].0 - pair[0].0).abs_diff(period) <= OFF));
         }
     }
 }
@@ -136,8 +141,11 @@ fn the_slots_of_a_replaced_link_leave_nothing_behind() {
             place(&mut net, 2000);
             net.run(100 * MS);
             let cells = &net.egress[&(MIDDLE, LINK)];
-            assert!((199..=200).contains(&cells.len()), "{} cells in 100 ms", cells.len());
-            assert!(cells.windows(2).all(|pair| pair[1].0 - pair[0].0 == 500_000), "a slot of the old link");
+            assert!((199..=201).contains(&cells.len()), "{} cells in 100 ms", cells.len());
+            assert!(
+                cells.windows(2).all(|pair| (pair[1].0 - pair[0].0).abs_diff(500_000) <= OFF),
+                "a slot of the old link"
+            );
             assert_eq!(net.nodes[MIDDLE].engine.counters().missed_slots, 0);
         }
     }

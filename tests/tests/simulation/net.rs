@@ -3,7 +3,7 @@
 use crate::node::Node;
 use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng, SeedableRng};
-use relay_user::engine::schedule::Law;
+use relay_user::engine::schedule::{Law, Pattern};
 use relay_user::engine::time::Nanos;
 use relay_user::engine::{Command, DropReason};
 use std::cmp::Reverse;
@@ -19,6 +19,12 @@ pub(crate) const RATES: [u32; 3] = [1500, 2000, 2000];
 /// A circuit's number at the client.
 pub(crate) const CIRCUIT: u32 = 3;
 pub(crate) const MS: u64 = 1_000_000;
+
+/// One of every kind.
+pub(crate) fn laws() -> [Law; 4] {
+    let pattern = Pattern::new(&[1, 1, 6, 2]).expect("a pattern");
+    [Law::Constant, Law::Jittered, Law::Poisson, Law::Pattern(pattern)]
+}
 
 /// What the wires do to cells, in thousandths of them.
 #[derive(Clone, Copy, Debug, Default)]
@@ -66,7 +72,12 @@ impl Net {
     /// Client, entry, middle and exit, with links between neighbours that are about to come up. Link 0 goes towards
     /// the client, link 1 towards the exit.
     pub(crate) fn new(seed: u64, law: Law) -> Self {
-        let nodes = (0..4).map(|index| Node::new(index, seed, usize::from(index) == EXIT)).collect();
+        Self::sparing(seed, law, law.spare())
+    }
+
+    /// The same, where the exit leaves one in `spare` cells of circuit cover without an answer.
+    pub(crate) fn sparing(seed: u64, law: Law, spare: u32) -> Self {
+        let nodes = (0..4).map(|index| Node::new(index, seed, usize::from(index) == EXIT, spare)).collect();
         let mut net = Self {
             nodes,
             // Far from zero, as a machine's uptime is.
@@ -112,6 +123,11 @@ impl Net {
         net.run(100 * MS);
         net.build(1, cover);
         net
+    }
+
+    /// Time that the wire of a node's link takes, in nanoseconds.
+    pub(crate) fn latency(&self, node: usize, link: u32) -> u64 {
+        self.wires[&(node, link)].latency
     }
 
     /// Builds the client's circuit and waits until data reached the exit.

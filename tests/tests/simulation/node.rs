@@ -61,9 +61,9 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    pub(crate) fn new(index: u8, seed: u64, exit: bool) -> Self {
+    pub(crate) fn new(index: u8, seed: u64, exit: bool, spare: u32) -> Self {
         let arena = Arena::anonymous(FRAMES).expect("memory");
-        let limits = Limits { links: 8, circuits: 16, waiting: 1024, exit, ..Limits::default() };
+        let limits = Limits { links: 8, circuits: 16, waiting: 1024, exit, spare, ..Limits::default() };
         Self {
             engine: Engine::new(limits),
             edge: TestEdge::default(),

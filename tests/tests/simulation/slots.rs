@@ -1,12 +1,12 @@
 //! What an observer can tell from the slots: nothing. And what a late worker does to them.
 
 use crate::edge::packet;
-use crate::net::{CIRCUIT, CLIENT, EXIT, Egress, MIDDLE, MS, Net, RATES};
+use crate::net::{CIRCUIT, CLIENT, EXIT, Egress, MIDDLE, MS, Net, RATES, laws};
 use crate::scenario::{Traffic, send_both};
 use proptest::prelude::*;
 use relay_common::wire::CELL_LEN;
 use relay_user::engine::DropReason;
-use relay_user::engine::schedule::Law;
+use relay_user::engine::schedule::{Law, Pattern};
 use relay_user::engine::time::Nanos;
 
 fn observed(seed: u64, law: Law, cover: bool, traffic: Traffic, duration: u64) -> (Egress, Net) {
@@ -15,33 +15,53 @@ fn observed(seed: u64, law: Law, cover: bool, traffic: Traffic, duration: u64) -
     (std::mem::take(&mut net.egress), net)
 }
 
-#[test]
-fn egress_is_equal_with_and_without_traffic() {
-    for law in [Law::Constant, Law::Jittered] {
-        for cover in [true, false] {
-            let (idle, net) = observed(11, law, cover, Traffic::Idle, 1000 * MS);
-            assert!(net.nodes.iter().all(|node| node.engine.counters().missed_slots == 0));
-            assert_eq!(idle.len(), 6, "three links, both directions");
-            for ((node, link), cells) in &idle {
-                // 2.2 s in all, less the time until the responder hears of the link.
-                let near = if *link == 1 { *node } else { node - 1 };
-                let expected = f64::from(RATES[near]) * 2.2;
-                let sent = cells.len() as f64;
-                assert!((expected * 0.98..=expected + 2.0).contains(&sent), "{node}/{link}: {sent}");
-                assert!(cells.iter().all(|&(_, size)| size == CELL_LEN));
-            }
-            for traffic in [Traffic::Chat, Traffic::Bulk, Traffic::Overload] {
-                let (busy, net) = observed(11, law, cover, traffic, 1000 * MS);
-                assert!(idle == busy, "{law:?}, cover {cover}, {traffic:?}: the observer can tell");
-                let got = net.nodes[EXIT].edge.arrived.len().min(net.nodes[CLIENT].edge.arrived.len());
-                assert!(got > 50, "{traffic:?}: only {got} packets arrived: the test would show nothing");
-                if traffic == Traffic::Overload {
-                    let refused = net.nodes[CLIENT].edge.refused + net.nodes[CLIENT].edge.aged_out();
-                    assert!(refused > 100, "the overload was none");
-                }
+/// Runs one law with every traffic and both covers: the observer's notes must not differ in a single time or size.
+fn assert_equal_whatever_is_sent(law: Law) {
+    for cover in [true, false] {
+        let (idle, net) = observed(11, law, cover, Traffic::Idle, 1000 * MS);
+        assert!(net.nodes.iter().all(|node| node.engine.counters().missed_slots == 0));
+        assert_eq!(idle.len(), 6, "three links, both directions");
+        for ((node, link), cells) in &idle {
+            // 2.2 s in all, less the time until the responder hears of the link.
+            let near = if *link == 1 { *node } else { node - 1 };
+            let expected = f64::from(RATES[near]) * 2.2;
+            // Five standard deviations of a count of independent slots.
+            let spread = if law == Law::Poisson { 5.0 * expected.sqrt() } else { 5.0 };
+            let sent = cells.len() as f64;
+            assert!((expected * 0.98 - spread..=expected + spread).contains(&sent), "{node}/{link}: {sent}");
+            assert!(cells.iter().all(|&(_, size)| size == CELL_LEN));
+        }
+        for traffic in [Traffic::Chat, Traffic::Bulk, Traffic::Overload] {
+            let (busy, net) = observed(11, law, cover, traffic, 1000 * MS);
+            assert!(idle == busy, "{law}, cover {cover}, {traffic:?}: the observer can tell");
+            let got = net.nodes[EXIT].edge.arrived.len().min(net.nodes[CLIENT].edge.arrived.len());
+            assert!(got > 50, "{traffic:?}: only {got} packets arrived: the test would show nothing");
+            if traffic == Traffic::Overload {
+                let refused = net.nodes[CLIENT].edge.refused + net.nodes[CLIENT].edge.aged_out();
+                assert!(refused > 100, "the overload was none");
             }
         }
     }
+}
+
+#[test]
+fn constant_egress_is_equal_with_and_without_traffic() {
+    assert_equal_whatever_is_sent(laws()[0]);
+}
+
+#[test]
+fn jittered_egress_is_equal_with_and_without_traffic() {
+    assert_equal_whatever_is_sent(laws()[1]);
+}
+
+#[test]
+fn poisson_egress_is_equal_with_and_without_traffic() {
+    assert_equal_whatever_is_sent(laws()[2]);
+}
+
+#[test]
+fn pattern_egress_is_equal_with_and_without_traffic() {
+    assert_equal_whatever_is_sent(laws()[3]);
 }
 
 #[test]
@@ -114,6 +134,38 @@ fn a_stalled_worker_skips_slots_without_a_burst_and_loses_no_cell() {
     }
 }
 
+/// Uneven gaps leave more or fewer slots within a stall, and never one twice.
+#[test]
+fn a_stall_costs_uneven_slots_no_cell_either() {
+    for law in &laws()[2..] {
+        let mut net = Net::with_circuit(8, *law, false);
+        let from = net.now;
+        for at in 0..100_u64 {
+            if at == 30 {
+                net.nodes[MIDDLE].stalled_until = Nanos(net.now + 5 * MS);
+            }
+            send_both(&mut net, 2 * at, 900);
+            net.run(MS);
+        }
+        net.run(500 * MS);
+        let missed = net.nodes[MIDDLE].engine.counters().missed_slots;
+        assert!((2..=30).contains(&missed), "{law}: {missed} slots missed");
+        for link in [0, 1] {
+            let cells = &net.egress[&(MIDDLE, link)];
+            assert!(cells.windows(2).all(|pair| pair[0].0 <= pair[1].0));
+            let end = from + 35 * MS;
+            let late = cells.iter().filter(|&&(at, _)| at >= end && at < end + 100_000).count();
+            assert!(late <= 16, "{law}: {late} cells at once behind the stall");
+        }
+        for node in [CLIENT, EXIT] {
+            let edge = &net.nodes[node].edge;
+            let got = (0..200).filter(|id| edge.arrived.contains_key(id)).count();
+            assert_eq!((got, edge.corrupt), (100, 0), "{law}: packets lost by the stall at node {node}");
+        }
+        assert_eq!(net.dropped(MIDDLE, DropReason::QueueFull), 0);
+    }
+}
+
 #[test]
 fn a_worker_that_slept_for_long_goes_on_at_once() {
     let mut net = Net::with_circuit(8, Law::Jittered, true);
@@ -130,13 +182,25 @@ fn a_worker_that_slept_for_long_goes_on_at_once() {
     assert_eq!(net.nodes[EXIT].edge.arrived.get(&1), Some(&1));
 }
 
+fn law() -> impl Strategy<Value = Law> {
+    let pattern = prop::collection::vec(1_i64..=100, 2..=32);
+    prop_oneof![
+        1 => Just(Law::Constant),
+        1 => Just(Law::Jittered),
+        2 => Just(Law::Poisson),
+        2 => pattern.prop_map(|gaps| Law::Pattern(Pattern::new(&gaps).expect("a pattern"))),
+    ]
+}
+
+fn traffic() -> impl Strategy<Value = Traffic> {
+    prop_oneof![Just(Traffic::Chat), Just(Traffic::Bulk), Just(Traffic::Overload)]
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 6, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_seed_hides_any_traffic(seed: u64, jittered: bool, cover: bool, overload: bool) {
-        let law = if jittered { Law::Jittered } else { Law::Constant };
-        let traffic = if overload { Traffic::Overload } else { Traffic::Chat };
+    fn any_seed_hides_any_traffic(seed: u64, law in law(), cover: bool, traffic in traffic()) {
         let (idle, _) = observed(seed, law, cover, Traffic::Idle, 200 * MS);
         let (busy, _) = observed(seed, law, cover, traffic, 200 * MS);
         prop_assert!(idle == busy);

@@ -76,7 +76,7 @@ impl Relay {
         };
         // Towards the entry one slot per second: what is sent there must not count.
         for (link, rate, initiator) in [(BACK.link, 1, false), (AHEAD.link, RATE, true)] {
-            let schedule = Box::new(Schedule::new(Law::Constant, rate, now, [7; 32]));
+            let schedule = Box::new(Schedule::without_offset(Law::Constant, rate, now, [7; 32]));
             relay.apply(Command::AddLink { link, schedule });
             let keys = LinkKeys::derive(&split(1 + u8::from(initiator)), Suite::Aes256Gcm, initiator);
             let session = Box::new(Session::new(link, link, link, keys, source, now));

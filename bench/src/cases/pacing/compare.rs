@@ -95,7 +95,7 @@ mod tests {
     use relay_user::engine::schedule::Law;
 
     fn slots() -> Schedule {
-        Schedule::new(Law::Constant, 1000, Nanos(0), [1; 32])
+        Schedule::without_offset(Law::Constant, 1000, Nanos(0), [1; 32])
     }
 
     fn deadlines(count: usize) -> Vec<Nanos> {

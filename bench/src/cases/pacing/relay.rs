@@ -60,7 +60,7 @@ impl Relay {
         let mut engine = Engine::new(limits);
         let (mut peers, mut slots) = (Vec::new(), Vec::new());
         for link in 0..links {
-            let schedule = || Schedule::new(Law::Constant, RATE, start, seed(link));
+            let schedule = || Schedule::without_offset(Law::Constant, RATE, start, seed(link));
             slots.push(schedule());
             let local = SocketAddr::from((Ipv4Addr::new(192, 0, 2, 1), 7443));
             peers.push(Peer { local, remote: address(link), macs: None, vlan: None });

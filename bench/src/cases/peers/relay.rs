@@ -187,7 +187,7 @@ fn engine(rate: u32, now: Nanos, pool: &mut FramePool) -> Result<Engine> {
         // Towards the entry one slot per second: what is sent there must not count.
         let rate = if link == BACK { 1 } else { rate };
         let seed = [u8::try_from(link)?; 32];
-        let schedule = Box::new(Schedule::new(Law::Constant, rate, now, seed));
+        let schedule = Box::new(Schedule::without_offset(Law::Constant, rate, now, seed));
         engine.apply(Command::AddLink { link, schedule }, &mut NoEdge, now);
         let session = Box::new(Session::new(link, link, link, link_keys(link, true), far(link), now));
         engine.apply(Command::InstallSession { session, send_now: link != BACK }, &mut NoEdge, now);

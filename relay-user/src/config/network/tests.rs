@@ -1,4 +1,5 @@
 use super::*;
+use crate::engine::schedule::{Law, Pattern};
 use proptest::prelude::*;
 use zeroize::Zeroizing;
 
@@ -55,7 +56,7 @@ fn signed_at(text: &str, now: Timestamp) -> Result<NetworkDocument, ConfigError>
 #[test]
 fn a_document_is_read() {
     let document = signed_at(&plain(), NOW).unwrap();
-    assert_eq!(document.classes["standard"], Class { rate: 1500, schedule: Schedule::Jittered });
+    assert_eq!(document.classes["standard"], Class { rate: 1500, schedule: Law::Jittered });
     assert_eq!(document.relays.len(), 3);
     let entry = document.relay("entry").unwrap();
     assert_eq!(entry.address, "192.0.2.1:7443".parse().unwrap());
@@ -124,6 +125,43 @@ fn each_mistake_is_refused_at_its_place() {
         ("rate = 1500", "rate = \"1500\"", "rate", 9),
         ("rate = 1500", "rate = 1500\nburst = 3", "burst", 10),
         ("schedule = \"jittered\"", "schedule = \"bursty\"", "schedule", 10),
+        ("schedule = \"jittered\"", "schedule = \"pattern\"", "classes.standard.schedule", 10),
+        (
+            "schedule = \"jittered\"",
+            "schedule = \"jittered\"\npattern = [1, 2]",
+            "classes.standard.pattern",
+            11,
+        ),
+        ("schedule = \"jittered\"", "schedule = \"pattern\"\npattern = []", "classes.standard.pattern", 11),
+        ("schedule = \"jittered\"", "schedule = \"pattern\"\npattern = [1]", "classes.standard.pattern", 11),
+        (
+            "schedule = \"jittered\"",
+            "schedule = \"pattern\"\npattern = [1, 0]",
+            "classes.standard.pattern",
+            11,
+        ),
+        (
+            "schedule = \"jittered\"",
+            "schedule = \"pattern\"\npattern = [1, 101]",
+            "classes.standard.pattern",
+            11,
+        ),
+        ("schedule = \"jittered\"", "schedule = \"pattern\"\npattern = [1, \"2\"]", "pattern", 11),
+        ("schedule = \"jittered\"", "schedule = \"pattern\"\npattern = 5", "pattern", 11),
+        ("schedule = \"jittered\"", "schedule = \"pattern\"\ncycle = 5", "cycle", 11),
+        ("schedule = \"jittered\"", "schedule = \"poisson\"\ngap = 3", "gap", 11),
+        (
+            "rate = 1500\nschedule = \"jittered\"",
+            "rate = 19\nschedule = \"poisson\"",
+            "classes.standard.rate",
+            9,
+        ),
+        (
+            "rate = 1500\nschedule = \"jittered\"",
+            "rate = 1\nschedule = \"pattern\"\npattern = [1, 2]",
+            "classes.standard.rate",
+            9,
+        ),
         ("roles = [\"entry\"]", "roles = []", "relays.roles", 21),
         ("roles = [\"entry\"]", "roles = [\"entry\", \"entry\"]", "relays.roles", 21),
         ("roles = [\"entry\"]", "roles = [\"guard\"]", "roles", 21),
@@ -151,6 +189,52 @@ fn each_mistake_is_refused_at_its_place() {
     let repeated = body([&[1; 32], &[1; 32], &[3; 32]]);
     let error = NetworkDocument::parse_unverified(file(), &repeated).unwrap_err();
     assert_eq!((error.key.as_deref(), error.line), (Some("relays.key"), Some(27)));
+}
+
+#[test]
+fn every_schedule_is_read() {
+    let read = |rate: u32, schedule: &str| {
+        let text = plain().replacen(
+            "rate = 1500\nschedule = \"jittered\"",
+            &format!("rate = {rate}\n{schedule}"),
+            1,
+        );
+        NetworkDocument::parse_unverified(file(), &text).unwrap().classes["standard"]
+    };
+    for (rate, schedule, law) in [
+        (1, "schedule = \"constant\"", Law::Constant),
+        (1, "schedule = \"jittered\"", Law::Jittered),
+        (20, "schedule = \"poisson\"", Law::Poisson),
+        (
+            3,
+            "schedule = \"pattern\"\npattern = [\n1,\n1, 6]",
+            Law::Pattern(Pattern::new(&[1, 1, 6]).unwrap()),
+        ),
+    ] {
+        assert_eq!(read(rate, schedule), Class { rate, schedule: law });
+    }
+}
+
+#[test]
+fn the_clients_class_is_the_one_left_over() {
+    let class = |text: &str| {
+        let document = NetworkDocument::parse_unverified(file(), text).unwrap();
+        document.class_of_clients(file()).map(|(name, class)| (name.to_owned(), class.rate))
+    };
+    assert_eq!(class(&plain()), Ok(("standard".to_owned(), 1500)));
+    let more = plain().replacen(
+        "[classes.trunk]",
+        "[classes.other]\nrate = 5\nschedule = \"constant\"\n[classes.trunk]",
+        1,
+    );
+    let none = plain()
+        .replace("class = \"trunk\"", "class = \"standard\"")
+        .replace("[classes.trunk]", "[classes.x]");
+    let none = none.replacen("[classes.x]\nrate = 2000\nschedule = \"constant\"\n", "", 1);
+    for text in [more, none] {
+        let error = class(&text).unwrap_err();
+        assert_eq!(error.key.as_deref(), Some("classes"), "{error}");
+    }
 }
 
 proptest! {
