@@ -54,6 +54,11 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         println!("{link} {circuit}");
         return Ok(());
     }
+    // Better refused now than after twenty minutes.
+    for path in arguments.json.iter().chain(&arguments.html) {
+        let file = std::fs::File::options().create(true).append(true).open(path);
+        file.with_context(|| format!("cannot write {}", path.display()))?;
+    }
     let mut session = Session::new(arguments.quick);
     for case in cases::ALL {
         if arguments.cases.is_empty() || arguments.cases.iter().any(|name| name == case.name) {

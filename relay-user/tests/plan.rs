@@ -81,7 +81,9 @@ fn write_files(directory: &Path, trunk: &str) {
 fn plans_are_printed_for_people_and_for_machines() {
     let directory = tempfile::tempdir().unwrap();
     write_files(directory.path(), "2000");
-    for (file, first) in [("entry.toml", "relay entry, document epoch 1"), ("client.toml", "client of class standard")] {
+    for (file, first) in
+        [("entry.toml", "relay entry, document epoch 1"), ("client.toml", "client of class standard")]
+    {
         let plan = relay(directory.path(), &["plan", "--config", file]);
         assert_eq!(plan.status.code(), Some(0), "{plan:?}");
         assert!(text(&plan.stdout).starts_with(first), "{}", text(&plan.stdout));
@@ -93,7 +95,10 @@ fn plans_are_printed_for_people_and_for_machines() {
     }
     let shown = relay(directory.path(), &["network", "show", "network.toml"]);
     let shown = text(&shown.stdout);
-    assert!(shown.contains("2000 cells/s, pattern 1:2:1:4") && shown.contains("1500 cells/s, jittered"), "{shown}");
+    assert!(
+        shown.contains("2000 cells/s, pattern 1:2:1:4") && shown.contains("1500 cells/s, jittered"),
+        "{shown}"
+    );
 }
 
 #[test]

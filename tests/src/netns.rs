@@ -5,6 +5,7 @@ use std::future::Future;
 use std::io;
 use std::marker::PhantomData;
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::Duration;
@@ -12,6 +13,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
+
+use crate::processes::end_processes;
 
 /// Where iproute2 looks for named namespaces.
 pub const NETNS_DIR: &str = "/run/netns";
@@ -65,6 +68,12 @@ impl Netns {
         let file =
             File::open(&path).with_context(|| format!("namespace {name}: cannot open {}", path.display()))?;
         Ok(Self { name: name.to_owned(), file })
+    }
+
+    /// The names of all namespaces that have one; none where they cannot be listed.
+    pub fn names() -> Vec<String> {
+        let entries = std::fs::read_dir(NETNS_DIR).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
     }
 
     /// Whether a namespace of this name is there.
@@ -167,6 +176,21 @@ impl Netns {
             std::fs::write(&path, value)
                 .with_context(|| format!("namespace {}: cannot set {} to {value}", self.name, path.display()))
         })
+    }
+
+    /// Ends every process inside: SIGTERM, up to `patience`, then SIGKILL. Returns how many there were.
+    ///
+    /// # Errors
+    /// When the namespace or the list of processes cannot be read.
+    pub fn end_processes(&self, patience: Duration) -> Result<usize> {
+        let own = self.file.metadata().with_context(|| format!("namespace {}", self.name))?;
+        let is_inside = |pid: &u32| {
+            std::fs::metadata(format!("/proc/{pid}/ns/net"))
+                .is_ok_and(|other| (other.dev(), other.ino()) == (own.dev(), own.ino()))
+        };
+        let processes = std::fs::read_dir("/proc").context("cannot list processes")?.flatten();
+        let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        Ok(end_processes(pids.filter(is_inside), patience))
     }
 
     pub(crate) fn file(&self) -> &File {

@@ -143,8 +143,7 @@ impl Observer {
             .map(|bytes| Finder::new(bytes).into_owned())
             .collect();
         let captured = if canaries.is_empty() { HEADERS } else { WHOLE_FRAME };
-        let tap =
-            wire.run(|| Tap::on_ports(ports, captured)).context("the observer cannot listen")?;
+        let tap = wire.run(|| Tap::on_ports(ports, captured)).context("the observer cannot listen")?;
         let started = since_epoch();
         let seen = Arc::new(Mutex::new(Snapshot::default()));
         let stop = Arc::new(AtomicBool::new(false));

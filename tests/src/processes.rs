@@ -61,16 +61,27 @@ impl ProcessRecord {
             })
             .filter(|&entry| is_running(entry))
             .collect();
-        for signal in [Signal::SIGTERM, Signal::SIGKILL] {
-            for &entry in ours.iter().filter(|&&entry| is_running(entry)) {
-                signal_to(entry.0, signal);
-            }
-            let until = Instant::now() + patience;
-            while ours.iter().any(|&entry| is_running(entry)) && Instant::now() < until {
-                std::thread::sleep(LOOK_AGAIN);
-            }
-        }
+        end_running(&ours, patience);
         Ok(ours.len())
+    }
+}
+
+/// Ends these processes: SIGTERM, up to `patience`, then SIGKILL. Returns how many of them ran.
+pub(crate) fn end_processes(pids: impl Iterator<Item = u32>, patience: Duration) -> usize {
+    let running: Vec<(u32, u64)> = pids.filter_map(|pid| Some((pid, start_time(pid)?))).collect();
+    end_running(&running, patience);
+    running.len()
+}
+
+fn end_running(processes: &[(u32, u64)], patience: Duration) {
+    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+        for &entry in processes.iter().filter(|&&entry| is_running(entry)) {
+            signal_to(entry.0, signal);
+        }
+        let until = Instant::now() + patience;
+        while processes.iter().any(|&entry| is_running(entry)) && Instant::now() < until {
+            std::thread::sleep(LOOK_AGAIN);
+        }
     }
 }
 

@@ -65,6 +65,9 @@ pub struct Recording {
     pub lost: u64,
 }
 
+/// What is read of a frame: sender, receiver and bytes; `None` where it is not noted.
+type Read = fn(&[u8]) -> Option<(Ipv4Addr, Ipv4Addr, u16)>;
+
 #[derive(Debug, Default)]
 struct Notes {
     recording: Recording,
@@ -100,7 +103,7 @@ impl Recorder {
         Self::start(tap.with_context(|| format!("the recorder cannot listen at {interface}"))?, packet)
     }
 
-    fn start(tap: Tap, read: fn(&[u8]) -> Option<(Ipv4Addr, Ipv4Addr, u16)>) -> Result<Self> {
+    fn start(tap: Tap, read: Read) -> Result<Self> {
         let notes = Arc::new(Mutex::new(Notes { recording: fresh(), ..Notes::default() }));
         let stop = Arc::new(AtomicBool::new(false));
         let thread = std::thread::Builder::new().name("recorder".to_owned()).spawn({
@@ -147,7 +150,12 @@ impl Drop for Recorder {
 }
 
 impl Notes {
-    fn write(&mut self, at: Duration, (source, destination, length): (Ipv4Addr, Ipv4Addr, u16), frame: &[u8]) {
+    fn write(
+        &mut self,
+        at: Duration,
+        (source, destination, length): (Ipv4Addr, Ipv4Addr, u16),
+        frame: &[u8],
+    ) {
         let recording = &mut self.recording;
         if recording.seen.len() >= PACKETS_KEPT {
             recording.lost += 1;
@@ -160,7 +168,8 @@ impl Notes {
             recording.whole.push(Datagram { source, destination, bytes: bytes.to_vec() });
         }
         let at = u64::try_from(at.as_nanos()).unwrap_or(u64::MAX);
-        let [ports, first] = [UDP_PORTS_IPV4, UDP_PAYLOAD_IPV4].map(|place| frame.get(place..).unwrap_or_default());
+        let [ports, first] =
+            [UDP_PORTS_IPV4, UDP_PAYLOAD_IPV4].map(|place| frame.get(place..).unwrap_or_default());
         let ports = match *ports {
             [a, b, c, d, ..] => [u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])],
             _ => [0; 2],
@@ -171,11 +180,7 @@ impl Notes {
 }
 
 fn fresh() -> Recording {
-    Recording {
-        seen: Vec::with_capacity(ROOM),
-        whole: Vec::with_capacity(WHOLE_KEPT),
-        lost: 0,
-    }
+    Recording { seen: Vec::with_capacity(ROOM), whole: Vec::with_capacity(WHOLE_KEPT), lost: 0 }
 }
 
 fn datagram(frame: &[u8]) -> Option<(Ipv4Addr, Ipv4Addr, u16)> {

@@ -10,6 +10,10 @@ mod node;
 #[path = "simulation/scenario.rs"]
 mod scenario;
 
+#[path = "simulation/decoys.rs"]
+mod decoys;
+#[path = "simulation/delays.rs"]
+mod delays;
 #[path = "simulation/faults.rs"]
 mod faults;
 #[path = "simulation/hostile.rs"]
@@ -18,6 +22,8 @@ mod hostile;
 mod laws;
 #[path = "simulation/lifetimes.rs"]
 mod lifetimes;
+#[path = "simulation/machines.rs"]
+mod machines;
 #[path = "simulation/rogue.rs"]
 mod rogue;
 #[path = "simulation/slots.rs"]

@@ -2,10 +2,22 @@
 
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use relay_tests::Netns;
+use relay_tests::processes::end_child;
+
 use crate::tools;
+use relay_tests::interrupt::Interrupt;
+
+/// How the names of the benchmarks' namespaces begin.
+const NAMESPACES: [&str; 4] = ["ewb-", "ewp-", "ewu", "ewx-"];
+/// Time that a process gets to end by itself.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How often a wait looks again.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Arguments of `cargo xtask bench`, which the benchmarks read themselves.
 #[derive(Debug, clap::Args)]
@@ -26,11 +38,37 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     command.current_dir(std::env::current_dir().context("the current directory")?);
     let manifest = tools::workspace().join("Cargo.toml");
     command.args(["run", "--release", "--locked", "--quiet", "--package", "relay-bench", "--manifest-path"]);
-    let status = command.arg(manifest).arg("--").args(&args.args).status().context("cannot run cargo")?;
+    let interrupt = Interrupt::listen()?;
+    let before = Netns::names();
+    // cargo becomes the program that it runs, so this is the benchmarks' process.
+    let mut child = command.arg(manifest).arg("--").args(&args.args).spawn().context("cannot run cargo")?;
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        if interrupt.is_set() {
+            break end_child(&mut child, PATIENCE)?;
+        }
+        std::thread::sleep(LOOK_AGAIN);
+    };
     if !status.success() {
+        remove_leftovers(&before);
         bail!("the benchmarks: {status}");
     }
     Ok(())
+}
+
+/// Removes the namespaces that ended benchmarks made and no longer could remove, with the processes inside.
+fn remove_leftovers(before: &[String]) {
+    let ours = |name: &String| NAMESPACES.iter().any(|start| name.starts_with(start));
+    for name in Netns::names().into_iter().filter(|name| ours(name) && !before.contains(name)) {
+        let removed = Netns::open(&name)
+            .and_then(|netns| netns.end_processes(PATIENCE))
+            .and_then(|_| Netns::delete(&name));
+        if let Err(error) = removed {
+            eprintln!("{error:#}; remove it with `ip netns delete {name}`");
+        }
+    }
 }
 
 /// (program, Debian package) of those that the case `peers` compares with.

@@ -22,8 +22,9 @@ use super::row::{Row, Status};
 use super::scenario::Scenario;
 
 /// What cannot be tried in this lab, and why.
-pub(super) const LEFT_OUT: [&str; 1] =
-    ["a link with a long delay: the kernel's netem is not in every kernel, and nothing else delays without a rate"];
+pub(super) const LEFT_OUT: [&str; 1] = [
+    "a link with a long delay: the kernel's netem is not in every kernel, and nothing else delays without a rate",
+];
 
 /// The client's link, from the client and to it.
 pub(super) const CLIENT: [(Host, Host); 2] = [(Host::Client, Host::Entry), (Host::Entry, Host::Client)];
@@ -60,9 +61,8 @@ pub(super) fn one(run: &Run, scenario: Scenario, found: &mut Found, rng: &mut Ch
     let name = run.plan.name(scenario);
     let links = [(&CLIENT[..], ""), (&TRUNKS[..], " (trunks)")];
     for (wires, mark) in links {
-        let all: Vec<Vec<Finding>> = traces(run, wires)
-            .map(|trace| activity::activity(&run.samples(trace, scenario), rng))
-            .collect();
+        let all: Vec<Vec<Finding>> =
+            traces(run, wires).map(|trace| activity::activity(&run.samples(trace, scenario), rng)).collect();
         let rows = together(run, scenario, &all);
         // What single numbers tell is for those who look for the mechanism of what was found.
         let told = rows.first().is_some_and(|row| row.status == Status::Missed);
@@ -102,7 +102,8 @@ pub(super) fn all(runs: &[Run], found: &mut Found, rng: &mut ChaCha8Rng) {
     let windows: Vec<_> = windows.map(|trace| trace.window(0, u64::MAX)).collect();
     rows.push(row(first, &sizes::lengths(&windows)));
     let datagrams = runs.iter().flat_map(|run| &run.whole).map(|datagram| datagram.bytes.as_slice());
-    let bytes = if is_control(first) { sizes::bytes(datagrams) } else { sizes::bytes(sizes::sealed(datagrams)) };
+    let bytes =
+        if is_control(first) { sizes::bytes(datagrams) } else { sizes::bytes(sizes::sealed(datagrams)) };
     rows.extend(bytes.iter().map(|finding| row(first, finding)));
     rows.extend(found.family.rows(first.defence.name, !is_control(first)));
     if let Some(why) = invalid {
@@ -124,7 +125,10 @@ fn mixed(first: &Run, runs: &[Run], rng: &mut ChaCha8Rng) -> Vec<Row> {
     let (ways, back): (Vec<Sample<'_>>, Vec<_>) = cuts
         .map(|cut| {
             let label = cut.scenario.map_or(0, |scenario| scenario as u16);
-            (Sample { window: out.window(cut.from, cut.to), label, block: cut.block }, home.window(cut.from, cut.to))
+            (
+                Sample { window: out.window(cut.from, cut.to), label, block: cut.block },
+                home.window(cut.from, cut.to),
+            )
         })
         .unzip();
     let table = Table::two_way(&ways, &back);
@@ -166,7 +170,9 @@ fn watched(runs: &[Run], busy: bool) -> Watch {
         for block in run.blocks.iter().filter(|block| block.is_busy() == busy) {
             let within = run.begun.iter().filter(|event| (block.from..block.to).contains(&event.at));
             // Stretches follow each other as if nothing lay between.
-            watch.events.extend(within.map(|event| Event { at: watch.watched + event.at - block.from, ..*event }));
+            watch
+                .events
+                .extend(within.map(|event| Event { at: watch.watched + event.at - block.from, ..*event }));
             watch.watched += block.to - block.from;
         }
     }

@@ -37,11 +37,7 @@ pub(super) fn compare(costs: &mut [Cost]) {
 }
 
 /// Mbit/s over all stretches of a kind, without their guards.
-fn rate<'a>(
-    run: &Run,
-    scenario: Option<Scenario>,
-    traces: impl Iterator<Item = &'a Trace> + Clone,
-) -> f64 {
+fn rate<'a>(run: &Run, scenario: Option<Scenario>, traces: impl Iterator<Item = &'a Trace> + Clone) -> f64 {
     let guard = nanos(run.plan.guard);
     let of_kind = |block: &&Block| block.scenario == scenario;
     let (mut bits, mut seconds) = (0.0, 0.0);

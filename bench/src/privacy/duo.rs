@@ -108,7 +108,9 @@ impl Duo {
         for (moment, &(from, to, _, talking)) in (0..).zip(&self.windows) {
             for (one, other) in CLIENTS.into_iter().zip([CLIENTS[1], CLIENTS[0]]) {
                 let receiver = if talking { other } else { one };
-                if let (Some(ingress), Some(egress)) = (self.sent(one, from, to), self.got(receiver, from, to)) {
+                if let (Some(ingress), Some(egress)) =
+                    (self.sent(one, from, to), self.got(receiver, from, to))
+                {
                     pairs.push(Pair { ingress, egress, block: moment });
                 }
             }

@@ -140,9 +140,8 @@ fn ping(lab: &Lab, client: Host, patience: Duration) -> Result<Option<Duration>>
         socket.set_read_timeout(Some(patience))?;
         let sent = Instant::now();
         // Until the tunnel's route is there, the network is unreachable.
-        let echoed = socket
-            .send_to(&[1; 64], (service, servers::VOICE))
-            .and_then(|_| socket.recv_from(&mut [0; 128]));
+        let echoed =
+            socket.send_to(&[1; 64], (service, servers::VOICE)).and_then(|_| socket.recv_from(&mut [0; 128]));
         Ok(echoed.ok().map(|_| sent.elapsed()))
     })
 }

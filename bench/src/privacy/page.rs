@@ -29,7 +29,9 @@ pub struct Picture {
 pub fn render(report: &Report, pictures: &[Picture]) -> String {
     let mut out = String::from("<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n");
     out.push_str("<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n");
-    out.push_str("<meta name=\"color-scheme\" content=\"light dark\">\n<title>Evenwire: what the wire tells</title>\n");
+    out.push_str(
+        "<meta name=\"color-scheme\" content=\"light dark\">\n<title>Evenwire: what the wire tells</title>\n",
+    );
     let _ = writeln!(out, "<style>\n{STYLE}{}{EXTRA}</style>\n</head>\n<body>", lines_css());
     out.push_str("<h1>Evenwire: what the wire tells</h1>\n");
     let length = if report.quick { ", <code>--quick</code>" } else { "" };
@@ -55,8 +57,10 @@ pub fn render(report: &Report, pictures: &[Picture]) -> String {
         out.push_str("</ul>\n");
     }
     costs(&mut out, &report.cost);
-    out.push_str("<h2>Attacks at a glance</h2>\n<p>The line is the interval, the dot the value; the grey band is what \
-                  a defence must give, or from where on a control is passed.</p>\n");
+    out.push_str(
+        "<h2>Attacks at a glance</h2>\n<p>The line is the interval, the dot the value; the grey band is what \
+                  a defence must give, or from where on a control is passed.</p>\n",
+    );
     for attack in Attack::ALL {
         let rows: Vec<&Row> =
             report.rows.iter().filter(|row| row.attack == attack && row.target != Target::None).collect();
@@ -64,8 +68,10 @@ pub fn render(report: &Report, pictures: &[Picture]) -> String {
     }
     out.push_str("<h2>Every row</h2>\n");
     table(&mut out, &report.rows);
-    out.push_str("<h2>The wire</h2>\n<p>The client's link beside the payload of its programs, over the first seconds \
-                  of each run.</p>\n");
+    out.push_str(
+        "<h2>The wire</h2>\n<p>The client's link beside the payload of its programs, over the first seconds \
+                  of each run.</p>\n",
+    );
     for picture in pictures {
         let (x, y) = (
             Axis { title: &picture.x, scale: Scale::Linear },
@@ -165,8 +171,8 @@ fn forest(out: &mut String, attack: Attack, rows: &[&Row]) {
     let ends = rows.iter().flat_map(|row| [row.interval.low, row.interval.high, row.value]);
     let bands = rows.iter().filter_map(|row| band(row.target)).flat_map(|(low, high)| [low, high]);
     let shown = ends.chain(bands).filter(|value| value.is_finite());
-    let (low, high) =
-        shown.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| (low.min(value), high.max(value)));
+    let (low, high) = shown
+        .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| (low.min(value), high.max(value)));
     if low > high {
         return;
     }

@@ -64,7 +64,9 @@ fn end(lab: &Lab, number: u8, (host, place): (Host, u8), other: Host) -> Result<
     let local = host.address().context("a host on the wire has an address")?;
     let remote = other.address().context("a host on the wire has an address")?;
     for line in [
-        format!("ip link add vx{number} type vxlan id {number} local {local} remote {remote} dev wire0 dstport 4789"),
+        format!(
+            "ip link add vx{number} type vxlan id {number} local {local} remote {remote} dev wire0 dstport 4789"
+        ),
         format!("ip address add 10.77.{number}.{place}/24 dev vx{number}"),
         format!("ip link set vx{number} mtu 1400 up"),
         // Segments of one packet's size, as a wire carries them.

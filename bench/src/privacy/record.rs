@@ -207,7 +207,8 @@ fn watch(
     let missed_slots = network.missed_slots().saturating_sub(missed);
     let service = Host::Service.address();
     let inside = [true, false].map(|out| {
-        let way = inner.seen.iter().filter(|seen| seen.at >= began && (Some(seen.destination) == service) == out);
+        let way =
+            inner.seen.iter().filter(|seen| seen.at >= began && (Some(seen.destination) == service) == out);
         Trace::new(way.map(|seen| sight(seen, began)).collect())
     });
     let mut run = Run {

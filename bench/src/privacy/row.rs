@@ -163,8 +163,14 @@ mod tests {
     fn row(value: f64, half: f64) -> Row {
         let interval = Interval { low: value - half, high: value + half };
         let target = Target::Chance { value: 0.5, half_width: 0.03 };
-        let finding =
-            Finding { attack: Attack::Activity, statistic: "accuracy", value, interval, target, samples: 1200 };
+        let finding = Finding {
+            attack: Attack::Activity,
+            statistic: "accuracy",
+            value,
+            interval,
+            target,
+            samples: 1200,
+        };
         Row::new(&finding, "bulk", "constant")
     }
 

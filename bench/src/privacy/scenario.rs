@@ -40,15 +40,8 @@ pub enum Scenario {
 
 impl Scenario {
     /// All of them.
-    pub const ALL: [Self; 7] = [
-        Self::Idle,
-        Self::Chat,
-        Self::Web,
-        Self::Bulk,
-        Self::Voice,
-        Self::Video,
-        Self::Overload,
-    ];
+    pub const ALL: [Self; 7] =
+        [Self::Idle, Self::Chat, Self::Web, Self::Bulk, Self::Voice, Self::Video, Self::Overload];
 
     /// Its name in tables and JSON.
     pub const fn name(self) -> &'static str {
@@ -197,7 +190,8 @@ impl<'a> Programs<'a> {
     fn say(&mut self, word: &str) -> Result<()> {
         let spoken_to = self.told.iter_mut().find(|(scenario, ..)| Some(*scenario) == self.speaking);
         if let Some((scenario, _, input)) = spoken_to {
-            writeln!(input, "{word}").with_context(|| format!("the program for {} ended", scenario.name()))?;
+            writeln!(input, "{word}")
+                .with_context(|| format!("the program for {} ended", scenario.name()))?;
         }
         Ok(())
     }

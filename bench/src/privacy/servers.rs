@@ -3,8 +3,8 @@
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -85,12 +85,11 @@ impl Drop for Servers {
     }
 }
 
+/// Serves one connection until it ends or the flag is set.
+type Serve = Arc<dyn Fn(TcpStream, &AtomicBool) -> std::io::Result<()> + Send + Sync>;
+
 /// Serves every connection on a thread of its own until `stop` is set; the threads end by themselves within a turn.
-fn accept(
-    listener: &TcpListener,
-    stop: &Arc<AtomicBool>,
-    serve: Arc<dyn Fn(TcpStream, &AtomicBool) -> std::io::Result<()> + Send + Sync>,
-) {
+fn accept(listener: &TcpListener, stop: &Arc<AtomicBool>, serve: Serve) {
     let open = Arc::new(AtomicUsize::new(0));
     while !stop.load(Ordering::Relaxed) {
         let Ok((stream, _)) = listener.accept() else {

@@ -8,9 +8,9 @@
 //! ```
 //!
 //! As many cells go in at any time, payload or cover: a link's rate never changes. Payload comes in bursts of chance
-//! length. What a cell carries is known from opening it behind the wire, so the worker that is measured runs as ever;
-//! when its slot was is known from the schedule's seed; and a cell handed over is found again on the wire by its link's
-//! counter, which is in the clear.
+//! length. What a cell carries is known from opening it behind the wire, so the worker that is measured runs as ever; when
+//! its slot was, the worker says; and a cell handed over is found again on the wire by its link's counter, which is in the
+//! clear.
 
 mod neighbours;
 mod port;
@@ -25,9 +25,9 @@ use relay_user::engine::schedule::Law;
 use relay_user::engine::time::Nanos;
 use relay_user::observe::attacks::cover::{Emission, cover};
 use relay_user::observe::finding::Finding;
-use relay_user::worker::Poll;
+use relay_user::observe::live::AuditState;
+use relay_user::worker::{Poll, Totals};
 
-use crate::cells::Pair;
 use crate::rig::{Cores, Rig};
 use neighbours::{Arrival, Neighbours};
 use port::Note;
@@ -51,7 +51,7 @@ pub struct Plan {
     pub law: Law,
     /// Slots per second of each link, 1 to 10,000.
     pub rate: u32,
-    /// Links, 1 to 128. All of them together must be a rate that the machine carries: about 80,000 per second.
+    /// Links, 1 to 128. All of them together must be a rate that the machine carries: about 60,000 per second.
     pub links: u32,
     /// Share of the cells that carry payload, 0.05 to 0.95.
     pub share: f64,
@@ -66,16 +66,16 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// A little more than a million cells in 13 s: 80 links of 1000 cells per second, a third of them payload.
+    /// A little more than a million cells in 18 s: 60 links of 1000 cells per second, a third of them payload.
     pub const fn quick(law: Law) -> Self {
         Self {
             law,
             rate: 1000,
-            links: 80,
+            links: 60,
             share: 0.35,
             cells: 1_020_000,
             planted: Duration::ZERO,
-            poll: Poll::Busy,
+            poll: Poll::Adaptive,
             seed: 1,
         }
     }
@@ -87,7 +87,11 @@ impl Plan {
     }
 
     fn check(&self) -> Result<()> {
-        ensure!((1..=10_000).contains(&self.rate), "{} slots per second: 1 to 10,000 are possible", self.rate);
+        ensure!(
+            (1..=10_000).contains(&self.rate),
+            "{} slots per second: 1 to 10,000 are possible",
+            self.rate
+        );
         ensure!((1..=MAX_LINKS).contains(&self.links), "{} links: 1 to {MAX_LINKS} are possible", self.links);
         ensure!((0.05..=0.95).contains(&self.share), "a share of {}: 0.05 to 0.95 is possible", self.share);
         ensure!(self.cells <= MAX_CELLS, "{} cells: {MAX_CELLS} are possible", self.cells);
@@ -108,10 +112,12 @@ pub struct Recorded {
     pub handed: Vec<Emission>,
     /// The same cells by the kernel's stamps at the other end of the wire.
     pub wire: Vec<Emission>,
-    /// Cells that were handed over and did not arrive, or that no slot fits.
+    /// Cells that were handed over and did not arrive.
     pub unmatched: u64,
     /// Slots that the worker missed.
     pub missed: u64,
+    /// What the worker found of itself meanwhile: something after a minute at the earliest.
+    pub audit: AuditState,
 }
 
 impl Recorded {
@@ -143,13 +149,17 @@ pub fn run(rig: &Rig, plan: &Plan) -> Result<Recorded> {
         let thread = scope.spawn(|| neighbours.run(loader, clock, (from, until)));
         thread.join().map_err(|_| anyhow::anyhow!("the neighbours' thread panicked"))?
     })?;
-    let (notes, missed) = subject.finish()?;
-    let recorded = join(plan, (from, until), &notes, &arrivals, missed);
+    let (notes, Totals { engine, audit, .. }) = subject.finish()?;
+    let missed = engine.missed_slots;
+    let recorded = Recorded { missed, audit, ..join(plan, (from, until), &notes, &arrivals) };
     let seen = recorded.handed.len() as u64;
     ensure!(
         2 * seen >= plan.cells,
-        "only {seen} of {} cells were seen at both ends: the machine is too slow or too busy for {} cells/s",
+        "only {seen} of {} cells were seen at both ends ({} sent, {} arrived, {missed} slots missed): the machine is too \
+         slow or too busy for {} cells/s",
         plan.cells,
+        notes.len(),
+        arrivals.len(),
         plan.rate * plan.links
     );
     Ok(recorded)
@@ -163,13 +173,7 @@ struct Truth {
 }
 
 /// Brings both ends together.
-fn join(
-    plan: &Plan,
-    (from, until): (Nanos, Nanos),
-    notes: &[Note],
-    arrivals: &[Arrival],
-    missed: u64,
-) -> Recorded {
+fn join(plan: &Plan, (from, until): (Nanos, Nanos), notes: &[Note], arrivals: &[Arrival]) -> Recorded {
     let mut truths: Vec<Vec<Option<Truth>>> = vec![Vec::new(); plan.links as usize];
     for arrival in arrivals {
         let Some(truths) = truths.get_mut(arrival.pair as usize) else { continue };
@@ -179,17 +183,19 @@ fn join(
         }
         truths[counter] = Some(Truth { at: arrival.at, payload: arrival.payload });
     }
-    let mut links: Vec<Link> = (0..plan.links).map(|pair| Link::new(plan, pair, from)).collect();
+    // Each link's cell before, at both ends, and the cell before of whichever link.
+    let mut last: Vec<Option<(Nanos, Nanos)>> = vec![None; plan.links as usize];
+    let mut before = None;
     let expected = usize::try_from(plan.cells).unwrap_or(0);
     let (mut handed, mut wire) = (Vec::with_capacity(expected), Vec::with_capacity(expected));
-    let (mut unmatched, mut before) = (0, None);
+    let mut unmatched = 0;
     for note in notes {
-        let Some(link) = links.get_mut(note.pair as usize) else { continue };
-        let slot = link.slot(note.at);
+        let Some(last) = last.get_mut(note.pair as usize) else { continue };
+        let counts = note.at >= from + WARM_UP && note.at < until;
         let truth = truths.get(note.pair as usize).and_then(|it| *it.get(note.counter as usize)?);
-        let (Some(slot), Some(truth)) = (slot, truth) else {
-            unmatched += u64::from(note.at >= from + WARM_UP && note.at < until);
-            (link.handed, link.wire, before) = (None, None, None);
+        let Some(truth) = truth else {
+            unmatched += u64::from(counts);
+            (*last, before) = (None, None);
             continue;
         };
         let same_batch = before.filter(|_| note.place > 0);
@@ -197,55 +203,24 @@ fn join(
             at: at.0,
             link: note.pair,
             payload: truth.payload,
-            lateness: between(slot, at),
+            lateness: between(note.slot, at),
             place: f64::from(note.place),
             service: neighbour.map_or(f64::NAN, |neighbour| between(neighbour, at)),
             gap: last.map_or(f64::NAN, |last| between(last, at)),
         };
-        if note.at >= from + WARM_UP && note.at < until {
-            handed.push(emission(note.at, link.handed, same_batch.map(|(handed, _)| handed)));
-            wire.push(emission(truth.at, link.wire, same_batch.map(|(_, wire)| wire)));
+        if counts {
+            handed.push(emission(note.at, last.map(|it| it.0), same_batch.map(|it: (Nanos, Nanos)| it.0)));
+            wire.push(emission(truth.at, last.map(|it| it.1), same_batch.map(|it| it.1)));
         }
-        (link.handed, link.wire, before) = (Some(note.at), Some(truth.at), Some((note.at, truth.at)));
+        *last = Some((note.at, truth.at));
+        before = *last;
     }
-    Recorded { handed, wire, unmatched, missed }
+    Recorded { handed, wire, unmatched, missed: 0, audit: AuditState::default() }
 }
 
 /// Nanoseconds from one instant to another, which may lie before it.
 fn between(from: Nanos, to: Nanos) -> f64 {
     to.since(from).0 as f64 - from.since(to).0 as f64
-}
-
-/// One link's slots, and its cell before.
-struct Link {
-    slots: relay_user::engine::schedule::Schedule,
-    tolerance: Nanos,
-    handed: Option<Nanos>,
-    wire: Option<Nanos>,
-}
-
-impl Link {
-    fn new(plan: &Plan, pair: u32, start: Nanos) -> Self {
-        let slots = Pair::schedule(Pair(pair).ahead().link, plan.law, plan.rate, start);
-        // As the engine has it (decision 0010).
-        let period = slots.period();
-        let made_up = Nanos(4 * period.0).min(Nanos(2 * Nanos::MILLISECOND.0));
-        let tolerance = made_up.max(Nanos(period.0 / 2)).max(Nanos(200 * Nanos::MICROSECOND.0));
-        Self { slots, tolerance, handed: None, wire: None }
-    }
-
-    /// The slot of the link's next cell, which left at `at`: the first that the engine could still have filled then.
-    fn slot(&mut self, at: Nanos) -> Option<Nanos> {
-        while at.since(self.slots.deadline()) > self.tolerance {
-            self.slots.advance();
-        }
-        let slot = self.slots.deadline();
-        if at < slot {
-            return None;
-        }
-        self.slots.advance();
-        Some(slot)
-    }
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use relay_common::wire::MAX_HOPS;
 use serde::Deserialize;
@@ -41,8 +42,30 @@ pub struct ClientConfig {
     pub control: Control,
     /// The interface that applications use.
     pub tun: Tun,
+    /// Circuits that come and go on their own clock.
+    pub decoys: Option<DecoyPlan>,
     source: Source,
 }
+
+/// How decoy circuits come and go. All lengths are drawn by the exponential law with these means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DecoyPlan {
+    /// Circuits begun in a day, on average: 1 to 288, one at a time.
+    pub per_day: u32,
+    /// Mean life of one, 1 to 720 minutes.
+    pub life: Duration,
+    /// Mean length of its busy spells and of its quiet ones, 1 to 3600 seconds.
+    pub spell: Duration,
+}
+
+impl DecoyPlan {
+    /// Mean time between the end of one and the begin of the next.
+    pub fn pause(self) -> Duration {
+        (DAY / self.per_day.max(1)).saturating_sub(self.life)
+    }
+}
+
+const DAY: Duration = Duration::from_secs(86_400);
 
 /// How far cover travels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -131,7 +154,7 @@ impl ClientConfig {
     /// [`ConfigError`] if a relay is missing, or no trunks join an entry, a middle and an exit.
     pub fn path_in<'a>(&self, network: &'a NetworkDocument) -> Result<[&'a Relay; MAX_HOPS], ConfigError> {
         let Some(names) = &self.path else {
-            return network.first_path().ok_or_else(|| ConfigError {
+            return network.paths().next().ok_or_else(|| ConfigError {
                 file: self.network.clone(),
                 line: None,
                 key: Some("trunks".to_owned()),
@@ -172,6 +195,7 @@ impl ClientConfig {
             worker,
             control: control(&source, &raw.control)?,
             tun: raw.tun.check(&source)?,
+            decoys: raw.decoys.as_ref().map(|decoys| decoys.check(&source)).transpose()?,
             source,
         })
     }
@@ -201,6 +225,38 @@ struct RawClientConfig {
     worker: Option<RawWorker>,
     control: RawControl,
     tun: RawTun,
+    decoys: Option<RawDecoys>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawDecoys {
+    per_day: Spanned<i64>,
+    minutes: Spanned<i64>,
+    spell_seconds: Spanned<i64>,
+}
+
+impl RawDecoys {
+    fn check(&self, source: &Source) -> Result<DecoyPlan, ConfigError> {
+        let number = |value: &Spanned<i64>, key: &str, most: u32| {
+            u32::try_from(*value.get_ref()).ok().filter(|number| (1..=most).contains(number)).ok_or_else(
+                || {
+                    let what = format!("is not from 1 to {most}");
+                    source.refuse(value, &format!("decoys.{key}"), what, "choose a number in this range")
+                },
+            )
+        };
+        let per_day = number(&self.per_day, "per_day", 288)?;
+        let minutes = number(&self.minutes, "minutes", 720)?;
+        let spell = number(&self.spell_seconds, "spell_seconds", 3600)?;
+        if per_day * minutes >= 24 * 60 {
+            let what = format!("and per_day fill more than a day: {per_day} times {minutes} minutes");
+            let remedy = "choose fewer or shorter ones: they follow each other";
+            return Err(source.refuse(&self.minutes, "decoys.minutes", what, remedy));
+        }
+        let life = Duration::from_secs(60 * u64::from(minutes));
+        Ok(DecoyPlan { per_day, life, spell: Duration::from_secs(spell.into()) })
+    }
 }
 
 #[derive(Deserialize)]
@@ -265,6 +321,31 @@ routes = ["198.51.100.0/24"]
 
     fn parse(text: &str) -> Result<ClientConfig, ConfigError> {
         ClientConfig::parse(Path::new("/home/user/client.toml"), text)
+    }
+
+    #[test]
+    fn decoys_follow_each_other_within_a_day() {
+        let with = |per_day: &str, minutes: &str, spell: &str| {
+            let table =
+                format!("\n[decoys]\nper_day = {per_day}\nminutes = {minutes}\nspell_seconds = {spell}\n");
+            parse(&(text() + &table))
+        };
+        let plan = with("24", "20", "30").unwrap().decoys.unwrap();
+        assert_eq!(
+            (plan.per_day, plan.life, plan.pause()),
+            (24, Duration::from_secs(1200), Duration::from_secs(2400))
+        );
+        assert_eq!(parse(&text()).unwrap().decoys, None);
+        for (plan, key, line) in [
+            (["0", "20", "30"], "decoys.per_day", 19),
+            (["289", "1", "30"], "decoys.per_day", 19),
+            (["24", "0", "30"], "decoys.minutes", 20),
+            (["24", "60", "30"], "decoys.minutes", 20),
+            (["24", "20", "3601"], "decoys.spell_seconds", 21),
+        ] {
+            let error = with(plan[0], plan[1], plan[2]).unwrap_err();
+            assert_eq!((error.key.as_deref(), error.line), (Some(key), Some(line)), "{error}");
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ mod relay;
 mod source;
 mod timestamp;
 
-pub use client::{ClientConfig, Cover, Tun};
+pub use client::{ClientConfig, Cover, DecoyPlan, Tun};
 pub use datapath::{BindMode, BusyPoll, Control, Datapath, DatapathMode, HugePages, PollMode, Worker};
 pub use network::NetworkDocument;
 pub use prefix::{InvalidPrefix, Prefix};

@@ -140,21 +140,17 @@ impl NetworkDocument {
         })
     }
 
-    /// The first entry, middle and exit that trunks join, in the document's order.
-    pub fn first_path(&self) -> Option<[&Relay; MAX_HOPS]> {
+    /// Entry, middle and exit, for every path that roles and trunks allow, in the document's order.
+    pub fn paths(&self) -> impl Iterator<Item = [&Relay; MAX_HOPS]> {
         let with = |role: RelayRole| self.relays.iter().filter(move |relay| relay.roles.contains(&role));
-        for entry in with(RelayRole::Entry) {
-            for middle in
-                with(RelayRole::Middle).filter(|middle| self.trunk(&entry.name, &middle.name).is_some())
-            {
-                for exit in with(RelayRole::Exit) {
-                    if exit.name != entry.name && self.trunk(&middle.name, &exit.name).is_some() {
-                        return Some([entry, middle, exit]);
-                    }
-                }
-            }
-        }
-        None
+        let joined = |one: &Relay, other: &Relay| self.trunk(&one.name, &other.name).is_some();
+        with(RelayRole::Entry).flat_map(move |entry| {
+            with(RelayRole::Middle).filter(move |middle| joined(entry, middle)).flat_map(move |middle| {
+                with(RelayRole::Exit)
+                    .filter(move |exit| exit.name != entry.name && joined(middle, exit))
+                    .map(move |exit| [entry, middle, exit])
+            })
+        })
     }
 
     fn accept(source: Source, operator: &[u8; 32], now: Timestamp) -> Result<Self, ConfigError> {

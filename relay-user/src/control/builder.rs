@@ -39,11 +39,33 @@ pub(super) struct Builder {
     /// Alternates, so that a closing circuit's number is not used again before the engine reports it gone.
     circuit: u32,
     attempts: u32,
+    /// What the log calls it.
+    name: &'static str,
+    /// Lives as long as somebody else decides.
+    decoy: bool,
 }
 
 impl Builder {
     pub(super) fn new(path: Vec<PathRelay>, suite: Suite, cover: bool) -> Self {
-        Self { path, suite, cover, state: State::Waiting(Nanos(0)), circuit: 0, attempts: 0 }
+        let state = State::Waiting(Nanos(0));
+        Self { path, suite, cover, state, circuit: 0, attempts: 0, name: "circuit", decoy: false }
+    }
+
+    /// A circuit that carries nothing and lives until it is closed. Its number is `first` or the next, by `turn`, since
+    /// the one before it may not be gone yet.
+    pub(super) fn decoy(path: Vec<PathRelay>, suite: Suite, first: u32, turn: u64) -> Self {
+        let circuit = first | u32::from(!turn.is_multiple_of(2));
+        Self { circuit, name: "decoy circuit", decoy: true, ..Self::new(path, suite, true) }
+    }
+
+    /// Attempts that failed since the last that did not.
+    pub(super) const fn attempts(&self) -> u32 {
+        self.attempts
+    }
+
+    /// The number of the circuit while it is open.
+    pub(super) fn open_circuit(&self) -> Option<u32> {
+        self.is_open().then_some(self.circuit)
     }
 
     pub(super) const fn is_open(&self) -> bool {
@@ -62,14 +84,14 @@ impl Builder {
         match &self.state {
             State::Waiting(until) if now >= *until => self.start(now, links, rng, out),
             State::Building { until, .. } if now >= *until => {
-                log::warn!("no answer from hop {} in time; building the circuit anew", self.hop_name());
+                log::warn!("no answer from hop {} in time; building the {} anew", self.hop_name(), self.name);
                 self.fail(now, out);
             }
             State::Open { since, until } => {
-                let silent = self.cover && now.since(last_delivery.max(*since)) > SILENCE;
+                let silent = self.cover && !self.decoy && now.since(last_delivery.max(*since)) > SILENCE;
                 if silent || now >= *until {
                     if silent {
-                        log::warn!("the circuit brings nothing any more; building it anew");
+                        log::warn!("the {} brings nothing any more; building it anew", self.name);
                     }
                     self.fail(now, out);
                 }
@@ -105,6 +127,16 @@ impl Builder {
         self.state = State::Building { ahead, seq, hop: 0, initiator: Box::new(initiator), until };
     }
 
+    /// Whether the circuit has this number.
+    pub(super) const fn is_of(&self, circuit: u32) -> bool {
+        self.circuit == circuit
+    }
+
+    /// Whether an answer to CREATE that came from there is for this circuit.
+    pub(super) fn is_created_by(&self, from: Side) -> bool {
+        matches!(&self.state, State::Building { ahead, hop: 0, .. } if *ahead == from)
+    }
+
     /// The entry answered CREATE.
     pub(super) fn on_created(
         &mut self,
@@ -114,7 +146,7 @@ impl Builder {
         rng: &mut impl Rng,
         out: &mut Outbox,
     ) {
-        if matches!(&self.state, State::Building { ahead, hop: 0, .. } if *ahead == from) {
+        if self.is_created_by(from) {
             self.hop_answered(frame, now, rng, out);
         }
     }
@@ -147,7 +179,7 @@ impl Builder {
     /// Our circuit is gone, or the entry refused it.
     pub(super) fn on_closed(&mut self, circuit: u32, reason: DestroyReason, now: Nanos) {
         if circuit == self.circuit && !matches!(self.state, State::Waiting(_)) {
-            log::warn!("the circuit was closed: {reason:?}");
+            log::warn!("the {} was closed: {reason:?}", self.name);
             self.back_off(now);
         }
     }
@@ -155,7 +187,7 @@ impl Builder {
     /// The entry refused CREATE.
     pub(super) fn on_create_refused(&mut self, from: Side, reason: DestroyReason, now: Nanos) {
         if matches!(&self.state, State::Building { ahead, .. } if *ahead == from) {
-            log::warn!("the entry refused the circuit: {reason:?}");
+            log::warn!("the entry refused the {}: {reason:?}", self.name);
             self.back_off(now);
         }
     }
@@ -190,9 +222,10 @@ impl Builder {
         });
         let Some(next) = next else {
             self.attempts = 0;
-            log::info!("circuit open over {} relays", self.path.len());
+            log::info!("{} open over {} relays", self.name, self.path.len());
             let life = Nanos(MIN_LIFE.0 + rng.next_u64() % (5 * MIN_LIFE.0));
-            self.state = State::Open { since: now, until: now + life };
+            let until = if self.decoy { Nanos(u64::MAX) } else { now + life };
+            self.state = State::Open { since: now, until };
             return;
         };
         let extension = start_hop(next, self.suite).and_then(|(initiator, message)| {

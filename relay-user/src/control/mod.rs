@@ -4,6 +4,7 @@
 mod action;
 mod builder;
 mod circuits;
+mod decoys;
 mod links;
 mod node;
 mod path;

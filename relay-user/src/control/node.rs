@@ -3,6 +3,7 @@
 use super::action::{Action, Outbox, Refusal};
 use super::builder::Builder;
 use super::circuits::Circuits;
+use super::decoys::Decoys;
 use super::links::Links;
 use super::path::{Neighbours, Path};
 use super::status::{LinkStatus, QueueStatus, Status, StatusSocket, answer};
@@ -29,7 +30,21 @@ pub(super) enum Part {
     /// Carries circuits for others.
     Relay(Circuits),
     /// Keeps one circuit of its own.
-    Client(Box<Builder>),
+    Client(Box<Own>),
+}
+
+/// The circuits that a client keeps.
+pub(super) struct Own {
+    pub(super) builder: Builder,
+    pub(super) decoys: Option<Decoys>,
+}
+
+impl Own {
+    /// Every circuit under way; each knows which events are its own.
+    fn builders(&mut self) -> impl Iterator<Item = &mut Builder> {
+        let decoy = self.decoys.as_mut().and_then(Decoys::builder);
+        std::iter::once(&mut self.builder).chain(decoy)
+    }
 }
 
 /// SIGTERM and SIGINT. Listened for before a node makes anything that it must take back: one that comes while it starts
@@ -113,7 +128,7 @@ impl Node {
         log::info!("stopping");
         match &mut self.part {
             Part::Relay(circuits) => circuits.close_all(&mut self.out),
-            Part::Client(builder) => builder.close(&mut self.out),
+            Part::Client(own) => own.builders().for_each(|builder| builder.close(&mut self.out)),
         }
         self.act();
         tokio::time::sleep(FAREWELL).await;
@@ -131,9 +146,12 @@ impl Node {
         self.links.on_tick(now, &mut self.rng, &mut self.out);
         match &mut self.part {
             Part::Relay(circuits) => circuits.on_tick(now, &mut self.out),
-            Part::Client(builder) => {
+            Part::Client(own) => {
                 let last = self.workers.totals().map(|totals| totals.last_delivery).max().unwrap_or_default();
-                builder.on_tick(now, last, &self.links, &mut self.rng, &mut self.out);
+                own.builder.on_tick(now, last, &self.links, &mut self.rng, &mut self.out);
+                if let Some(decoys) = &mut own.decoys {
+                    decoys.on_tick(now, &self.links, &mut self.rng, &mut self.out);
+                }
             }
         }
         if let Some(steering) = &mut self.steering {
@@ -197,17 +215,21 @@ impl Node {
             (Event::CircuitClosed { circuit, .. }, Part::Relay(circuits)) => {
                 circuits.on_closed(circuit, links);
             }
-            (Event::Created { ahead, frame }, Part::Client(builder)) => {
-                builder.on_created(ahead, frame, now, rng, out);
+            (Event::Created { ahead, frame }, Part::Client(own)) => {
+                if let Some(builder) = own.builders().find(|builder| builder.is_created_by(ahead)) {
+                    builder.on_created(ahead, frame, now, rng, out);
+                }
             }
-            (Event::Extended { circuit, depth, command, frame, .. }, Part::Client(builder)) => {
-                builder.on_extended(circuit, depth, command, frame, now, rng, out);
+            (Event::Extended { circuit, depth, command, frame, .. }, Part::Client(own)) => {
+                if let Some(builder) = own.builders().find(|builder| builder.is_of(circuit)) {
+                    builder.on_extended(circuit, depth, command, frame, now, rng, out);
+                }
             }
-            (Event::CircuitClosed { circuit, reason }, Part::Client(builder)) => {
-                builder.on_closed(circuit, reason, now);
+            (Event::CircuitClosed { circuit, reason }, Part::Client(own)) => {
+                own.builders().for_each(|builder| builder.on_closed(circuit, reason, now));
             }
-            (Event::CreateRefused { ahead, reason }, Part::Client(builder)) => {
-                builder.on_create_refused(ahead, reason, now);
+            (Event::CreateRefused { ahead, reason }, Part::Client(own)) => {
+                own.builders().for_each(|builder| builder.on_create_refused(ahead, reason, now));
             }
             (Event::Create { back, .. }, Part::Client(_)) => {
                 super::circuits::destroy(back, relay_common::wire::DestroyReason::NoSuchRelay, out);
@@ -309,7 +331,7 @@ impl Node {
         }
         let (role, ready) = match &self.part {
             Part::Relay(_) => ("relay", links.iter().all(|link| link.up)),
-            Part::Client(builder) => ("client", builder.is_open()),
+            Part::Client(own) => ("client", own.builder.is_open()),
         };
         Status {
             name: self.name.clone(),
@@ -327,6 +349,10 @@ impl Node {
             drops,
             links,
             circuits: sum(|totals| totals.circuits),
+            decoys_begun: match &self.part {
+                Part::Client(own) => own.decoys.as_ref().map(Decoys::begun),
+                Part::Relay(_) => None,
+            },
             self_audit: self.audit().into(),
         }
     }

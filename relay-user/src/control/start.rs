@@ -3,8 +3,9 @@
 use super::action::Outbox;
 use super::builder::Builder;
 use super::circuits::{Circuits, PathRelay};
+use super::decoys::Decoys;
 use super::links::{Identity, Links, Pace, Peer};
-use super::node::{Node, Part, StopRequests, runtime};
+use super::node::{Node, Own, Part, StopRequests, runtime};
 use super::path::{Neighbours, Path, Socket};
 use super::status::StatusSocket;
 use crate::config::network::{Class, Relay};
@@ -25,6 +26,7 @@ use anyhow::{Context, Result, bail};
 use rand_chacha::ChaCha20Rng;
 use rand_core::SeedableRng;
 use relay_common::classify::Ports;
+use relay_common::wire::MAX_HOPS;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::SystemTime;
 
@@ -110,7 +112,7 @@ async fn client(config: ClientConfig, network: NetworkDocument) -> Result<()> {
     let requests = StopRequests::listen()?;
     let status = bind_status(&config.control.socket)?;
     let clock = Clock::start();
-    let rng = system_rng()?;
+    let mut rng = system_rng()?;
     let (_, class) = network.class_of_clients(&config.network)?;
     let path = client_path(&config, &network)?;
     let entry = network.relay_by_id(&path[0].id).context("the entry is in the document")?;
@@ -133,6 +135,10 @@ async fn client(config: ClientConfig, network: NetworkDocument) -> Result<()> {
     let waiting = config.datapath.frames as usize / 2;
     let limits = Limits { links: 16, circuits: 16, waiting, ..Limits::default() };
     let links = Links::new(network.suite, None, peers, limits.links, 1);
+    let decoys = config.decoys.map(|plan| {
+        let paths = network.paths().filter(|path| path[0].name == entry.name).map(path_relays).collect();
+        Decoys::new(plan, paths, network.suite, clock.now(), &mut rng)
+    });
     let builder = Builder::new(path, network.suite, config.cover == Cover::Circuit);
     let OpenDatapath { arena, queues, mode, steering, socket, neighbours, local } = datapath;
     let workers = queues.start(limits, vec![NodeEdge::client(tun)], arena, clock, &config.worker)?;
@@ -142,7 +148,7 @@ async fn client(config: ClientConfig, network: NetworkDocument) -> Result<()> {
         clock,
         rng,
         links,
-        part: Part::Client(Box::new(builder)),
+        part: Part::Client(Box::new(Own { builder, decoys })),
         out,
         workers,
         mode,
@@ -375,8 +381,12 @@ fn trunk_peers(network: &NetworkDocument, me: &Relay) -> Result<Vec<Peer>> {
 
 /// The relays of a client's circuits.
 fn client_path(config: &ClientConfig, network: &NetworkDocument) -> Result<Vec<PathRelay>, ConfigError> {
+    Ok(path_relays(config.path_in(network)?))
+}
+
+fn path_relays(path: [&Relay; MAX_HOPS]) -> Vec<PathRelay> {
     let of = |relay: &Relay| PathRelay { name: relay.name.clone(), id: relay.id, public: relay.key };
-    Ok(config.path_in(network)?.map(of).to_vec())
+    path.map(of).to_vec()
 }
 
 fn pool_networks(pool4: Prefix, pool6: Prefix) -> Result<PoolNetworks> {

@@ -29,6 +29,9 @@ pub(super) struct Status {
     pub(super) drops: BTreeMap<String, u64>,
     pub(super) links: Vec<LinkStatus>,
     pub(super) circuits: u64,
+    /// Decoy circuits that a client began; `None` where it has no timetable for them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) decoys_begun: Option<u64>,
     pub(super) self_audit: SelfAuditStatus,
 }
 

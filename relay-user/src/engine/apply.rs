@@ -1,6 +1,7 @@
 //! What the control plane's commands do: links and sessions come and go, circuits grow and close.
 
 use super::circuit::{Carried, Circuit, Direction, Origin, Role, Side};
+use super::extra::MAX_MACHINES;
 use super::link::{CONTROL_CELLS, ControlCell, Link, Session};
 use super::schedule::Schedule;
 use super::time::Nanos;
@@ -14,6 +15,15 @@ impl Engine {
     pub fn apply(&mut self, command: Command, edge: &mut impl Edge, now: Nanos) {
         match command {
             Command::AddLink { link, schedule } => self.add_link(link, *schedule, edge, now),
+            Command::SetExtra { link, extra } => {
+                if let Some(Some(link)) = self.links.get_mut(link as usize)
+                    && link.extra.replace(extra).is_none()
+                {
+                    link.max_held += MAX_MACHINES;
+                    self.sealed_bound += MAX_MACHINES;
+                    self.due.reserve(self.sealed_bound.saturating_sub(self.due.len()));
+                }
+            }
             Command::InstallSession { session, send_now } => self.install(session, send_now, now),
             Command::RemoveSession { receive_index } => self.remove_session(receive_index),
             Command::RemoveLink { link } => self.remove_link(link, edge, now),
@@ -36,6 +46,13 @@ impl Engine {
             }
             Command::SendExtend { circuit, length, frame } => self.send_extend(circuit, length, frame),
             Command::AddHop { circuit, keys, open } => self.add_hop(circuit, *keys, open, edge, now),
+            Command::SetCover { circuit, cover } => {
+                if let Some(Some(Circuit { role: Role::Origin(origin), .. })) =
+                    self.circuits.get_mut(circuit as usize).map(|slot| slot.as_deref_mut())
+                {
+                    origin.cover = cover;
+                }
+            }
             Command::CloseCircuit { circuit, reason } => {
                 self.close_circuit(circuit, reason, None, edge, now);
             }

@@ -375,3 +375,32 @@ fn put_fields(body: &mut [u8; BODY_LEN], depth: usize, fields: LayerFields) {
     let at = layer_inner_len(depth);
     body[at..at + LAYER_FIELDS_LEN].copy_from_slice(&fields.encode());
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crypto::{Split, Suite};
+
+    #[test]
+    fn an_exit_answers_all_cells_but_one_in_so_many() {
+        let split = Split { initiator_to_responder: [1; 32], responder_to_initiator: [2; 32] };
+        let mut exit = Carried::new(2, HopKeys::derive(&split, Suite::Aes256Gcm), 1);
+        exit.ends_here = true;
+        let mut answers = 0;
+        for _ in 0..1024 {
+            exit.received += 1;
+            exit.owe(256);
+            while exit.wants_slot(true) {
+                exit.pay();
+                answers += 1;
+            }
+        }
+        assert_eq!(answers, 1020);
+        // However many wait: the queue of a link that stood still holds no more.
+        for _ in 0..1000 {
+            exit.received += 1;
+            exit.owe(256);
+        }
+        assert_eq!(exit.owed, MAX_OWED);
+    }
+}

@@ -1,6 +1,7 @@
 //! What passes between the control plane and a worker's engine, over bounded queues.
 
 use super::circuit::Side;
+use super::extra::Extra;
 use super::link::Session;
 use super::schedule::Schedule;
 use crate::crypto::HopKeys;
@@ -16,6 +17,13 @@ pub enum Command {
         link: u32,
         /// Its slots.
         schedule: Box<Schedule>,
+    },
+    /// Lets machines send beyond a link's schedule, which then no longer is the same with and without payload.
+    SetExtra {
+        /// Link number.
+        link: u32,
+        /// The machines.
+        extra: Box<Extra>,
     },
     /// Adds a session to a link. `send_now` is the initiator's side: it is sure of the peer. The other side sends
     /// once the peer's first cell confirms the keys.
@@ -114,6 +122,13 @@ pub enum Command {
         /// This was the last hop.
         open: bool,
     },
+    /// Makes a circuit of this client fill every free slot from now on, or none but for packets.
+    SetCover {
+        /// Circuit number.
+        circuit: u32,
+        /// Fill every free slot.
+        cover: bool,
+    },
     /// Closes a circuit and tells both neighbours.
     CloseCircuit {
         /// Circuit number.
@@ -138,9 +153,10 @@ impl Command {
     /// Whose the command is, where there are several engines.
     pub fn home(&self) -> Home {
         match self {
-            Self::AddLink { link, .. } | Self::RemoveLink { link } | Self::SendCell { link, .. } => {
-                Home::Link(*link)
-            }
+            Self::SetExtra { link, .. }
+            | Self::AddLink { link, .. }
+            | Self::RemoveLink { link }
+            | Self::SendCell { link, .. } => Home::Link(*link),
             Self::InstallSession { session, .. } => Home::Link(session.link),
             Self::RemoveSession { receive_index } => Home::Session(*receive_index),
             Self::AddCarried { circuit, .. }
@@ -149,6 +165,7 @@ impl Command {
             | Self::AddOrigin { circuit, .. }
             | Self::SendExtend { circuit, .. }
             | Self::AddHop { circuit, .. }
+            | Self::SetCover { circuit, .. }
             | Self::CloseCircuit { circuit, .. } => Home::Circuit(*circuit),
         }
     }

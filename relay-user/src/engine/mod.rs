@@ -5,6 +5,7 @@ mod apply;
 mod circuit;
 mod counters;
 mod departure;
+pub mod extra;
 mod link;
 mod list;
 mod message;

@@ -67,6 +67,9 @@ impl Engine {
         let Some(Some(link)) = self.links.get_mut(number as usize) else { return };
         link.last_received = now;
         link.reported_silent = false;
+        if let Some(extra) = &mut link.extra {
+            extra.on_arrival(now);
+        }
         if link.sender == Some(place) {
             return;
         }

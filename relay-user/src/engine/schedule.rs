@@ -25,7 +25,7 @@ pub const RATE_OFFSET_PPM: u32 = 200;
 /// Bits behind the point of a time in nanoseconds.
 const FRACTION: u32 = 32;
 /// Slots of `poisson` that a skip goes through one by one: about a microsecond's work.
-const WALK: u32 = 64;
+const WALK: u32 = 32;
 
 /// The law by which a class lays its slots in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -164,7 +164,7 @@ impl Schedule {
     }
 
     /// Goes on to the first slot due at `earliest` or later; returns how many slots that skips. However many they are, it
-    /// takes a bounded time: a division, and for a pattern one round of it. By `poisson`, 64 slots are gone through one by
+    /// takes a bounded time: a division, and for a pattern one round of it. By `poisson`, 32 slots are gone through one by
     /// one; behind them the wait from `earliest` on is drawn afresh, which has the law of the wait for the slot that
     /// would have come, and what lies between is counted by its mean.
     pub fn skip_to(&mut self, earliest: Nanos) -> u64 {

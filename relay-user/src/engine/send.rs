@@ -1,10 +1,11 @@
 //! Slots: what is sealed for them ahead of time, and what leaves at them.
 
 use super::circuit::{Direction, Role};
+use super::departure::{Content, Departure, Outlet, Plain};
+use super::extra::MAX_MACHINES;
 use super::link::ControlCell;
 use super::time::Nanos;
 use super::wheel;
-use super::departure::{Content, Departure, Outlet, Plain};
 use super::{DropReason, Due, Edge, Engine, Event, body_mut, put_header, relay_header, take_cell};
 use crate::xsk::{Frame, FramePool};
 use relay_common::wire::{
@@ -108,10 +109,41 @@ impl Engine {
             link.schedule.advance();
             staged += 1;
             if let Some((frame, content)) = self.sealed_cell(number, sender, now, pool, edge) {
+                if let Some(Some(link)) = self.links.get_mut(number as usize)
+                    && let Some(extra) = &mut link.extra
+                {
+                    extra.on_slot(content, now);
+                }
                 self.put_due(Due { deadline, latest, link: number, content, frame });
             }
         }
+        self.stage_extra(number, sender, now, pool, edge);
         staged.max(1)
+    }
+
+    /// Seals the cells that a link's machines want within the lead, at most one for each of them. Looked for with each of
+    /// the link's slots, so that one may come a gap later than its machine says.
+    fn stage_extra(
+        &mut self,
+        number: u32,
+        sender: Option<u32>,
+        now: Nanos,
+        pool: &mut FramePool,
+        edge: &mut impl Edge,
+    ) {
+        for _ in 0..MAX_MACHINES {
+            let Some(Some(link)) = self.links.get_mut(number as usize) else { return };
+            let tolerance = link.tolerance;
+            // A machine may ask for one cell after the other without end.
+            if self.due.len() == self.due.capacity() {
+                return;
+            }
+            let Some(extra) = &mut link.extra else { return };
+            let Some(deadline) = extra.next_cell(now + self.limits.lead, now) else { return };
+            if let Some((frame, content)) = self.sealed_cell(number, sender, now, pool, edge) {
+                self.put_due(Due { deadline, latest: deadline + tolerance, link: number, content, frame });
+            }
+        }
     }
 
     /// Slots of one link may come close together but never out of order; across links the order is the wheel's, exact

@@ -66,11 +66,8 @@ const ZERO_COPY: Speed = Speed {
     cells: 1_320_000.0,
     source: "predicted by the model of docs/bare-metal.md",
 };
-const COPY: Speed = Speed {
-    datapath: "AF_XDP, copying",
-    cells: 430_000.0,
-    source: "measured on veth, docs/benchmarks.md",
-};
+const COPY: Speed =
+    Speed { datapath: "AF_XDP, copying", cells: 430_000.0, source: "measured on veth, docs/benchmarks.md" };
 const UDP_SOCKETS: Speed =
     Speed { datapath: "UDP sockets", cells: 201_000.0, source: "measured on veth, docs/benchmarks.md" };
 
@@ -174,7 +171,7 @@ mod tests {
         near(UDP_SOCKETS.cores(201_000.0, Work::Relaying), 1.25);
         // One pass more: 153 ns; five more for a client: 765 ns beside 4975.1.
         near(COPY.cores(430_000.0, Work::Ending), 1.25 + 430_000.0 * 153e-9 / 0.8);
-        near(UDP_SOCKETS.cores(1500.0, Work::Beginning), 1500.0 * 5740.124_38e-9 / 0.8);
+        near(UDP_SOCKETS.cores(1500.0, Work::Beginning), 1500.0 * 5_740.124_38e-9 / 0.8);
     }
 
     #[test]

@@ -58,9 +58,6 @@ mod tests {
         assert!((hourly.bits_per_day - 48.0).abs() < 1e-12);
         assert!((Leakage::of("scheduled", 3, 2, 1.0).bits_per_day - 2.0 * 3.0_f64.log2()).abs() < 1e-12);
         assert!(Leakage::of("odd", 0, 5, 1.0).bits_per_day.abs() < 1e-12);
-        assert_eq!(
-            hourly.line(),
-            "48.000 bits a day at most: policy adaptive, 4 classes, 24 changes a day"
-        );
+        assert_eq!(hourly.line(), "48.000 bits a day at most: policy adaptive, 4 classes, 24 changes a day");
     }
 }

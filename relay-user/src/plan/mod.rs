@@ -4,11 +4,11 @@
 //! carries and what a link takes of memory are measured figures of another machine, and are called estimates.
 
 mod costs;
+mod delay;
 mod leakage;
 mod table;
 #[cfg(test)]
 mod tests;
-mod wait;
 
 pub(crate) use leakage::Leakage;
 
@@ -16,11 +16,12 @@ use relay_common::wire::MAX_HOPS;
 use serde::Serialize;
 
 use crate::config::network::{Class, Relay, RelayRole, Trunk};
-use crate::config::{ClientConfig, Config, ConfigError, Cover, Datapath, NetworkDocument, RelayConfig, Timestamp};
+use crate::config::{
+    ClientConfig, Config, ConfigError, Cover, Datapath, NetworkDocument, RelayConfig, Timestamp,
+};
 use crate::engine::Limits;
-use crate::engine::schedule::Law;
 use costs::{Memory, Work, goodput_mbit, month_gb, speeds, wire_mbit};
-use wait::{Wait, quantile};
+use delay::{Delay, Delays};
 
 /// What a file and its network document come to.
 #[derive(Debug, Serialize)]
@@ -32,6 +33,7 @@ pub(crate) struct Plan {
     /// Epoch of the document.
     epoch: u64,
     links: Vec<Link>,
+    all_links: Option<Total>,
     latency: Vec<Way>,
     goodput: Option<Goodput>,
     cores: Vec<Cores>,
@@ -60,6 +62,15 @@ struct Link {
     circuits: Option<u32>,
 }
 
+/// What all links take together.
+#[derive(Debug, Serialize)]
+struct Total {
+    what: String,
+    cells_per_second: u64,
+    mbit_per_second_each_way: f64,
+    gb_per_month_each_way: f64,
+}
+
 /// What a way over one or more hops adds to a packet's time.
 #[derive(Debug, Serialize)]
 struct Way {
@@ -76,8 +87,6 @@ struct Hop {
     to: String,
     mean_us: f64,
     p99_us: f64,
-    #[serde(skip)]
-    wait: Wait,
 }
 
 /// IP packets that a client can send and get, in Mbit/s.
@@ -134,6 +143,7 @@ impl Plan {
             name: name.to_owned(),
             epoch: network.epoch,
             links: vec![link(&path[0].name, name, class, 1, path[0], None)],
+            all_links: None,
             latency: ways(path, class, &trunks, covered),
             goodput: Some(Goodput {
                 mtu: config.tun.mtu,
@@ -144,7 +154,7 @@ impl Plan {
             memory: Memory::of(config.datapath.frames, 1, 1),
             leakage: Leakage::fixed(),
             problems,
-            notes: notes(class),
+            notes: notes(),
         })
     }
 
@@ -165,7 +175,7 @@ impl Plan {
                 problems.push(no_room(trunk, of, class));
             }
             links.push(link(&peer.name, &trunk.class, of, trunk.lanes, peer, Some(room)));
-            latency.push(way(format!("to {}", peer.name), vec![hop(me, &peer.name, plain(of))]));
+            latency.push(way("this relay", [&me.name, &peer.name], &delay::alone(&[of])));
             cells += f64::from(of.rate) * f64::from(trunk.lanes);
             circuits = circuits.saturating_add(room);
             lanes += u32::from(trunk.lanes);
@@ -180,11 +190,13 @@ impl Plan {
         let exit = config.exit.is_some();
         let work = if exit { Work::Ending } else { Work::Relaying };
         let mut load = cores(&config.datapath, "all trunks", cells, work);
+        let mut all_links = total("all trunks".to_owned(), &links, 0);
         if entry {
             links.push(link("each client", client_class, class, 1, me, None));
-            latency.push(way("to a client".to_owned(), vec![hop(me, "client", behind_cover(class))]));
+            latency.push(way("this relay", [&me.name, "client"], &delay::alone(&[class])));
             let full = cells + f64::from(clients) * f64::from(class.rate);
             load.extend(cores(&config.datapath, &format!("and {clients} clients"), full, work));
+            all_links = total(format!("all trunks and {clients} clients"), &links, clients);
         }
         problems.extend(too_few_workers(&load, config.worker.count));
         Ok(Self {
@@ -192,13 +204,14 @@ impl Plan {
             name: me.name.clone(),
             epoch: network.epoch,
             links,
+            all_links: Some(all_links),
             latency,
             goodput: None,
             cores: load,
             memory: Memory::of(config.datapath.frames, lanes + clients, circuits),
             leakage: Leakage::fixed(),
             problems,
-            notes: notes(class),
+            notes: notes(),
         })
     }
 }
@@ -246,80 +259,49 @@ fn link(to: &str, name: &str, class: Class, lanes: u16, at: &Relay, circuits: Op
     }
 }
 
-/// The wait for a slot that nobody else wants.
-fn plain(class: Class) -> Wait {
-    Wait::new(class.schedule, class.rate.into())
-}
-
-/// The wait for a slot of a client's link, on the way home: every slot but one in some is taken by a circuit's cells,
-/// cover or not. By `poisson`, arrivals and slots at random make that a queue (M/M/1).
-fn behind_cover(class: Class) -> Wait {
-    match class.schedule {
-        Law::Poisson => Wait::exponential(1e6 / (f64::from(class.rate) - answers(class))),
-        Law::Constant | Law::Jittered | Law::Pattern(_) => plain(class),
-    }
-}
-
-/// The wait for a trunk's slot of cells that come at a client's rate: by `poisson` they queue (M/D/1).
-fn ahead_of_entry(trunk: Class, clients: Class) -> Wait {
-    let load = f64::from(clients.rate) / f64::from(trunk.rate);
-    let alone = plain(trunk);
-    match clients.schedule {
-        Law::Poisson if load < 1.0 => {
-            let queue = load / (2.0 * (1.0 - load)) * 1e6 / f64::from(trunk.rate);
-            Wait::exponential(alone.mean() + queue)
-        }
-        _ => alone,
+/// All trunks, and the row of one client so many times.
+fn total(what: String, links: &[Link], clients: u32) -> Total {
+    let times = |link: &Link| if link.circuits.is_some() { 1 } else { clients };
+    let sum = |of: fn(&Link) -> f64| links.iter().map(|link| of(link) * f64::from(times(link))).sum();
+    Total {
+        what,
+        cells_per_second: links
+            .iter()
+            .map(|link| u64::from(link.cells_per_second) * u64::from(times(link)))
+            .sum(),
+        mbit_per_second_each_way: sum(|link| link.mbit_per_second_each_way),
+        gb_per_month_each_way: sum(|link| link.gb_per_month_each_way),
     }
 }
 
 fn ways(path: [&Relay; MAX_HOPS], class: Class, trunks: &[(&Trunk, Class)], covered: bool) -> Vec<Way> {
-    let [entry, middle, exit] = path;
+    let [entry, middle, exit] = path.map(|relay| relay.name.as_str());
     let &[(_, first), (_, second)] = trunks else { return Vec::new() };
-    let out = vec![
-        hop_of("client", &entry.name, plain(class)),
-        hop(entry, &middle.name, if covered { ahead_of_entry(first, class) } else { plain(first) }),
-        hop(middle, &exit.name, plain(second)),
-    ];
-    // With circuit cover an exit sends only in answer to what it gets.
-    let answer = Wait::new(class.schedule, answers(class));
-    let home = vec![
-        hop(exit, &middle.name, if covered { answer } else { plain(second) }),
-        hop(middle, &entry.name, plain(first)),
-        hop(entry, "client", if covered { behind_cover(class) } else { plain(class) }),
-    ];
-    vec![way("out".to_owned(), out), way("home".to_owned(), home)]
+    let [out, home] = if covered {
+        delay::covered(class, [first, second], class.schedule.spare())
+    } else {
+        [delay::alone(&[class, first, second]), delay::alone(&[second, first, class])]
+    };
+    vec![
+        way("out", ["client", entry, middle, exit], &out),
+        way("home", [exit, middle, entry, "client"], &home),
+    ]
 }
 
-fn hop(from: &Relay, to: &str, wait: Wait) -> Hop {
-    hop_of(&from.name, to, wait)
-}
-
-/// A cell is sealed a lead before its slot: payload must be there by then.
-fn hop_of(from: &str, to: &str, wait: Wait) -> Hop {
-    let lead = lead_us();
-    Hop {
-        from: from.to_owned(),
-        to: to.to_owned(),
-        mean_us: lead + wait.mean(),
-        p99_us: lead + quantile(&[wait], 0.99),
-        wait,
-    }
-}
-
-fn way(way: String, hops: Vec<Hop>) -> Way {
-    let waits: Vec<Wait> = hops.iter().map(|hop| hop.wait).collect();
-    let leads = hops.len() as f64 * lead_us();
+/// A way over these nodes.
+fn way<const NODES: usize>(way: &str, nodes: [&str; NODES], delays: &Delays) -> Way {
+    let hop = |(pair, delay): (&[&str], &Delay)| Hop {
+        from: pair[0].to_owned(),
+        to: pair[1].to_owned(),
+        mean_us: delay.mean,
+        p99_us: delay.p99,
+    };
     Way {
-        way,
-        mean_us: hops.iter().map(|hop| hop.mean_us).sum(),
-        p99_us: leads + quantile(&waits, 0.99),
-        hops,
+        way: way.to_owned(),
+        hops: nodes.windows(2).zip(&delays.hops).map(hop).collect(),
+        mean_us: delays.whole.mean,
+        p99_us: delays.whole.p99,
     }
-}
-
-fn lead_us() -> f64 {
-    Limits::default().lead.0 as f64 / 1e3
 }
 
 fn cores(datapath: &Datapath, when: &str, cells: f64, work: Work) -> Vec<Cores> {
@@ -348,15 +330,12 @@ fn too_few_workers(load: &[Cores], workers: u16) -> Option<String> {
     ))
 }
 
-fn notes(class: Class) -> Vec<&'static str> {
-    let mut notes = vec![
-        "latency: without wires, processing and queues of payload; a worker sends at multiples of 8 µs, of 32 µs where the kernel copies",
+fn notes() -> Vec<&'static str> {
+    vec![
+        "latency: what slots add, by trial, the path's own cover included; without wires, processing and other payload; a \
+         worker sends at multiples of 8 µs, of 32 µs where the kernel copies",
         "bandwidth: handshakes, rekeys and control travel in the same slots and add nothing",
         "cores: what cells take; TUN, NAT and an exit's packets come on top, and poll = \"busy\" takes its cores whole",
-        "leakage: of rates; when a node is on, and that it is, shows in any case",
-    ];
-    if class.schedule == Law::Poisson {
-        notes.push("latency: by poisson, circuit cover queues; that is in the figures as M/D/1 at the entry, M/M/1 on the way home");
-    }
-    notes
+        "leakage: of rates; that a node is on, and when, shows in any case",
+    ]
 }

@@ -4,15 +4,15 @@ use std::fmt::Write as _;
 
 use super::Plan;
 
-/// Columns of text between which there are two blanks; all but the first are set flush right.
+/// Columns of text with two blanks between them.
 struct Columns {
     rows: Vec<Vec<String>>,
     /// Columns that are words and not numbers, set flush left.
-    words: usize,
+    words: &'static [usize],
 }
 
 impl Columns {
-    fn new(words: usize, heads: &[&str]) -> Self {
+    fn new(words: &'static [usize], heads: &[&str]) -> Self {
         Self { rows: vec![heads.iter().map(|&head| head.to_owned()).collect()], words }
     }
 
@@ -31,7 +31,7 @@ impl Columns {
             let mut line = String::new();
             for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
                 let gap = if column == 0 { "" } else { "  " };
-                let _ = if column < self.words {
+                let _ = if self.words.contains(&column) {
                     write!(line, "{gap}{cell:<width$}")
                 } else {
                     write!(line, "{gap}{cell:>width$}")
@@ -92,7 +92,7 @@ impl Plan {
             "GB in 30 days each way",
             "circuits",
         ];
-        let mut columns = Columns::new(3, &heads);
+        let mut columns = Columns::new(&[0, 1, 2], &heads);
         for link in &self.links {
             columns.row([
                 link.to.clone(),
@@ -105,11 +105,23 @@ impl Plan {
                 link.circuits.map_or_else(|| "-".to_owned(), |circuits| circuits.to_string()),
             ]);
         }
+        if let Some(all) = &self.all_links {
+            columns.row([
+                all.what.clone(),
+                String::new(),
+                String::new(),
+                String::new(),
+                all.cells_per_second.to_string(),
+                format!("{:.2}", all.mbit_per_second_each_way),
+                format!("{:.1}", all.gb_per_month_each_way),
+                String::new(),
+            ]);
+        }
         columns.text()
     }
 
     fn latency_table(&self) -> String {
-        let mut columns = Columns::new(2, &["latency added", "", "mean ms", "p99 ms"]);
+        let mut columns = Columns::new(&[0, 1], &["latency added", "", "mean ms", "p99 ms"]);
         let millis = |micros: f64| format!("{:.2}", micros / 1e3);
         for way in &self.latency {
             for hop in &way.hops {
@@ -117,15 +129,22 @@ impl Plan {
                 columns.row([way.way.clone(), hops, millis(hop.mean_us), millis(hop.p99_us)]);
             }
             if way.hops.len() > 1 {
-                columns.row([way.way.clone(), "end to end".to_owned(), millis(way.mean_us), millis(way.p99_us)]);
+                columns.row([
+                    way.way.clone(),
+                    "end to end".to_owned(),
+                    millis(way.mean_us),
+                    millis(way.p99_us),
+                ]);
             }
         }
         columns.text()
     }
 
     fn cores_table(&self) -> String {
-        let mut columns =
-            Columns::new(2, &["cores (estimate)", "port", "cells/s each way", "cores at 80 %", "source"]);
+        let mut columns = Columns::new(
+            &[0, 1, 4],
+            &["cores (estimate)", "port", "cells/s each way", "cores at 80 %", "source"],
+        );
         for load in &self.cores {
             columns.row([
                 load.when.clone(),
@@ -154,7 +173,7 @@ mod tests {
 
     #[test]
     fn columns_are_as_wide_as_what_is_in_them() {
-        let mut columns = Columns::new(1, &["name", "n"]);
+        let mut columns = Columns::new(&[0], &["name", "n"]);
         columns.row(["a longer µs".to_owned(), "5".to_owned()]);
         columns.row(["b".to_owned(), "12345".to_owned()]);
         assert_eq!(columns.text(), "name             n\na longer µs      5\nb            12345\n");

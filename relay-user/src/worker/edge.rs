@@ -11,6 +11,9 @@ const PACKER_BYTES: usize = 64 * 1024;
 /// Cells that may arrive out of order.
 const REORDER_CELLS: usize = 64;
 
+/// A client's own circuit has a number below this; others that it keeps are decoys, which end at no TUN.
+pub const OWN_CIRCUITS: u32 = 2;
+
 /// A node's edge.
 pub enum NodeEdge {
     /// A relay that ends no circuits.
@@ -196,7 +199,9 @@ impl Edge for NodeEdge {
     }
 
     fn opened(&mut self, circuit: u32, now: Nanos) {
-        if let Self::Client(side) = self {
+        if let Self::Client(side) = self
+            && circuit < OWN_CIRCUITS
+        {
             let Buffers { packer, reassembler } = Buffers::new();
             side.packer = packer;
             side.reassembler = reassembler;

@@ -76,6 +76,7 @@ pub(super) struct Watched<'a, P> {
 impl<P: Port> Outlet for Watched<'_, P> {
     #[inline]
     fn send(&mut self, departure: Departure, frame: Frame) -> Result<(), Frame> {
+        self.port.announce(departure.deadline);
         let outcome = self.port.transmit(departure.link, frame).map_err(|refused| refused.frame);
         self.watch.sent(departure);
         outcome
@@ -83,5 +84,47 @@ impl<P: Port> Outlet for Watched<'_, P> {
 
     fn missed(&mut self, departure: Departure) {
         self.watch.note(departure, u64::MAX);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PACE: Pace = Pace { cluster: 16, cells: 1, span: 0 };
+
+    /// The places at which a batch of `length` cells is timed, over many batches.
+    fn timed(watch: &mut Watch, length: u32) -> Vec<u32> {
+        let departure = Departure { link: 0, deadline: Nanos(0), content: Content::Cover };
+        let mut counts = vec![0; length as usize];
+        for _ in 0..1000 {
+            watch.begin();
+            counts[watch.chosen as usize] += 1;
+            (0..length).for_each(|_| watch.sent(departure));
+        }
+        counts
+    }
+
+    #[test]
+    fn one_cell_of_each_batch_is_timed_and_each_place_as_often() {
+        let mut watch = Watch::new(1, Clock::start(), PACE);
+        assert_eq!(timed(&mut watch, 1), [1000], "an idle worker times every cell");
+        // The first batch goes by the length of the one before.
+        watch.seen = 4;
+        let counts = timed(&mut watch, 4);
+        assert!(counts.iter().all(|count| (180..320).contains(count)), "{counts:?}");
+    }
+
+    #[test]
+    fn cells_that_were_held_count_for_nothing_and_missed_ones_as_late() {
+        let mut watch = Watch::new(1, Clock::start(), PACE);
+        let note = |watch: &mut Watch, content| {
+            watch.note(Departure { link: 0, deadline: Nanos(0), content }, u64::MAX);
+            let epochs = watch.state().epochs;
+            watch.look(Nanos(1));
+            watch.state().epochs - epochs
+        };
+        assert_eq!(note(&mut watch, Content::Forgotten), 0);
+        assert_eq!((note(&mut watch, Content::Payload), note(&mut watch, Content::Cover)), (1, 1));
     }
 }

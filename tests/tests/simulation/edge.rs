@@ -36,8 +36,12 @@ pub(crate) struct TestEdge {
     ends: BTreeMap<u32, End>,
     /// How often each packet came out.
     pub(crate) arrived: BTreeMap<u64, u32>,
+    /// When each packet last came out, in nanoseconds.
+    pub(crate) came: BTreeMap<u64, u64>,
     /// Packets that came out other than they went in.
     pub(crate) corrupt: u64,
+    /// Cells that ended here, with or without packets in them.
+    pub(crate) cells: u64,
     /// Packets that the queue did not take.
     pub(crate) refused: u64,
 }
@@ -64,13 +68,15 @@ impl TestEdge {
 
 impl Edge for TestEdge {
     fn deliver(&mut self, circuit: u32, seq: u64, data: &[u8; DATA_LEN], block_offset: u16, now: Nanos) {
+        self.cells += 1;
         let end = self.ends.get_mut(&circuit).expect("data only after the circuit opened");
-        let (arrived, corrupt) = (&mut self.arrived, &mut self.corrupt);
+        let (arrived, came, corrupt) = (&mut self.arrived, &mut self.came, &mut self.corrupt);
         let mut sink = |kind: BlockKind, bytes: &[u8]| {
             let id = bytes.first_chunk().map(|id| u64::from_be_bytes(*id));
             match id {
                 Some(id) if kind == BlockKind::Ipv4 && bytes == packet(id, bytes.len()) => {
                     *arrived.entry(id).or_default() += 1;
+                    came.insert(id, now.0);
                 }
                 _ => *corrupt += 1,
             }

@@ -95,7 +95,11 @@ fn correlated(values: &[f64], lag: usize, expected: f64) -> Result<(), String> {
     let found = values.iter().zip(&values[lag..]).map(product).sum::<f64>() / variance;
     // Bartlett's width for independent values; that of a moving average is at most half as much again.
     let width = 1.5 * DEVIATE / n.sqrt();
-    if (found - expected).abs() < width { Ok(()) } else { Err(format!("correlation at lag {lag}: {found:.3}")) }
+    if (found - expected).abs() < width {
+        Ok(())
+    } else {
+        Err(format!("correlation at lag {lag}: {found:.3}"))
+    }
 }
 
 /// Whether counts per bin spread as those of a Poisson process: their variance is their mean (chi-square, either way).
@@ -120,9 +124,13 @@ fn spread(times: &[u64], bin: f64) -> Result<(), String> {
 /// Whether every slot lies in a period of its own: what is left beside a straight line through them is one period wide.
 fn keeps_to_periods(times: &[u64], period: f64) -> Result<(), String> {
     let n = times.len() as f64;
-    let points: Vec<(f64, f64)> =
-        times.iter().enumerate().map(|(k, at)| (k as f64 - (n - 1.0) / 2.0, (at - times[0]) as f64)).collect();
-    let slope = points.iter().map(|(x, y)| x * y).sum::<f64>() / points.iter().map(|(x, _)| x * x).sum::<f64>();
+    let points: Vec<(f64, f64)> = times
+        .iter()
+        .enumerate()
+        .map(|(k, at)| (k as f64 - (n - 1.0) / 2.0, (at - times[0]) as f64))
+        .collect();
+    let slope =
+        points.iter().map(|(x, y)| x * y).sum::<f64>() / points.iter().map(|(x, _)| x * x).sum::<f64>();
     if (slope / period - 1.0).abs() > OFFSET + 4.0 / n.powf(1.5) {
         return Err(format!("the rate is off by {:.0} ppm", (slope / period - 1.0) * 1e6));
     }
@@ -161,7 +169,11 @@ fn schedules_have_their_law_and_no_other() {
 }
 
 #[test]
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "times, not negative and far from 2^64")]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "times, not negative and far from 2^64"
+)]
 fn a_law_that_is_quietly_off_is_found_out() {
     const RATE: u32 = 2000;
     const PERIOD: u64 = 500_000;
@@ -203,9 +215,7 @@ fn a_law_that_is_quietly_off_is_found_out() {
         }),
         ("uniform gaps of the same mean", jittered, of_gaps(Box::new(|u| 2.0 * u))),
         ("gaps of the same law, drawn one by one", jittered, {
-            of_gaps(Box::new(|u: f64| {
-                if u < 0.5 { (2.0 * u).sqrt() } else { 2.0 - (2.0 - 2.0 * u).sqrt() }
-            }))
+            of_gaps(Box::new(|u: f64| if u < 0.5 { (2.0 * u).sqrt() } else { 2.0 - (2.0 - 2.0 * u).sqrt() }))
         }),
         ("every tenth slot left out", poisson, without(times(poisson), 10)),
         ("ten per cent fast", poisson, stretched(times(poisson), 0.9)),

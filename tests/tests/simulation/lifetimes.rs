@@ -111,7 +111,10 @@ fn a_link_replaced_while_its_slots_are_filed_keeps_to_the_new_slots_alone() {
             net.run(500 * MS);
             let cells = &net.egress[&side][from..];
             let period = 1_000 * MS / u64::from(RATES[MIDDLE]);
-            assert!((cells.len() as u64).abs_diff(500 * MS / period) <= 1, "slots neither stopped nor doubled");
+            assert!(
+                (cells.len() as u64).abs_diff(500 * MS / period) <= 1,
+                "slots neither stopped nor doubled"
+            );
             assert!(cells.windows(2).all(|pair| (pair[1].0 - pair[0].0).abs_diff(period) <= OFF));
         }
     }
@@ -139,7 +142,10 @@ fn the_slots_of_a_replaced_link_leave_nothing_behind() {
             net.run(100 * MS);
             let cells = &net.egress[&(MIDDLE, LINK)];
             assert!((199..=201).contains(&cells.len()), "{} cells in 100 ms", cells.len());
-            assert!(cells.windows(2).all(|pair| (pair[1].0 - pair[0].0).abs_diff(500_000) <= OFF), "a slot of the old link");
+            assert!(
+                cells.windows(2).all(|pair| (pair[1].0 - pair[0].0).abs_diff(500_000) <= OFF),
+                "a slot of the old link"
+            );
             assert_eq!(net.nodes[MIDDLE].engine.counters().missed_slots, 0);
         }
     }

@@ -125,6 +125,11 @@ impl Net {
         net
     }
 
+    /// Time that the wire of a node's link takes, in nanoseconds.
+    pub(crate) fn latency(&self, node: usize, link: u32) -> u64 {
+        self.wires[&(node, link)].latency
+    }
+
     /// Builds the client's circuit and waits until data reached the exit.
     pub(crate) fn build(&mut self, key: u64, cover: bool) {
         let now = Nanos(self.now);

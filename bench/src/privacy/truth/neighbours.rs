@@ -1,7 +1,7 @@
 //! The relay's neighbours, all on one socket: they send each link its cells, payload or cover, and open what comes back.
 
 use std::io::IoSliceMut;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::UdpSocket;
 use std::os::fd::AsRawFd as _;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

@@ -13,6 +13,8 @@ use crate::cells::{Downstream, Opened, Pair};
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Note {
     pub(super) at: Nanos,
+    /// When it was due.
+    pub(super) slot: Nanos,
     pub(super) pair: u32,
     /// The link's counter, which a run does not wrap.
     pub(super) counter: u32,
@@ -33,6 +35,8 @@ pub(super) struct Noting<P> {
     clock: Clock,
     leak: Option<Leak>,
     place: u32,
+    /// Of the cell that comes next.
+    slot: Nanos,
     notes: Vec<Note>,
     handover: Sender<Vec<Note>>,
 }
@@ -47,10 +51,11 @@ impl<P: Port> Noting<P> {
         room: usize,
         handover: Sender<Vec<Note>>,
     ) -> Self {
-        let mut notes =
-            vec![Note { at: Nanos(u64::MAX), pair: u32::MAX, counter: u32::MAX, place: u32::MAX }; room];
+        let never = Nanos(u64::MAX);
+        let blank = Note { at: never, slot: never, pair: u32::MAX, counter: u32::MAX, place: u32::MAX };
+        let mut notes = vec![blank; room];
         notes.clear();
-        Self { port, clock, leak, place: 0, notes, handover }
+        Self { port, clock, leak, place: 0, slot: Nanos(0), notes, handover }
     }
 
     fn note(&mut self, frame: &Frame) {
@@ -62,7 +67,8 @@ impl<P: Port> Noting<P> {
         }
         if self.notes.len() < self.notes.capacity() {
             let counter = u32::try_from(header.counter).unwrap_or(u32::MAX);
-            self.notes.push(Note { at: self.clock.now(), pair, counter, place: self.place });
+            let (at, slot, place) = (self.clock.now(), self.slot, self.place);
+            self.notes.push(Note { at, slot, pair, counter, place });
         }
         self.place += 1;
     }
@@ -89,6 +95,10 @@ impl<P: Port> Port for Noting<P> {
 
     fn set_peer(&mut self, slot: u32, peer: Option<Peer>) {
         self.port.set_peer(slot, peer);
+    }
+
+    fn announce(&mut self, slot: Nanos) {
+        self.slot = slot;
     }
 
     fn transmit(&mut self, slot: u32, frame: Frame) -> Result<(), TransmitError> {

@@ -9,7 +9,7 @@ use relay_user::engine::time::Nanos;
 use relay_user::engine::{Command, DropReason, Engine, Event, Limits, NoEdge, blank_cell};
 use relay_user::port::{AfXdpPort, Port as _};
 use relay_user::steering::Steering;
-use relay_user::worker::{Clock, NodeEdge, Worker};
+use relay_user::worker::{Clock, NodeEdge, Totals, Worker};
 use relay_user::xsk::FramePool;
 
 use super::neighbours::first_cell;
@@ -90,21 +90,21 @@ impl Subject {
         self.window
     }
 
-    /// Ends the worker: what it sent, and how many slots it missed.
+    /// Ends the worker: what it sent, and its totals.
     ///
     /// # Errors
     /// Where it keeps its notes, or dropped cells that it did not understand.
-    pub(super) fn finish(mut self) -> Result<(Vec<Note>, u64)> {
-        let counters = self.worker.totals().engine;
+    pub(super) fn finish(mut self) -> Result<(Vec<Note>, Totals)> {
+        let totals = self.worker.totals();
         self.worker.stop();
         let notes = self.notes.recv_timeout(PATIENCE).context("the worker kept its notes")?;
         // A queue that overflows after an interruption is to be expected; that a cell was not understood is not.
         let expected = [DropReason::QueueFull, DropReason::NoFrame, DropReason::PortRefused];
         for reason in DropReason::ALL.iter().filter(|reason| !expected.contains(reason)) {
-            let dropped = counters.dropped(*reason);
+            let dropped = totals.engine.dropped(*reason);
             ensure!(dropped == 0, "the relay dropped {dropped} cells: {}", reason.name());
         }
-        Ok((notes, counters.missed_slots))
+        Ok((notes, totals))
     }
 }
 

@@ -22,16 +22,11 @@ fn cells_are_found_again_with_their_slots_and_what_they_carry() {
     let mut notes = Vec::new();
     let mut arrivals = Vec::new();
     for pair in 0..2 {
-        let mut slots = Pair::schedule(Pair(pair).ahead().link, plan.law, plan.rate, start);
-        for counter in 0..1000 {
-            let slot = slots.deadline();
-            slots.advance();
-            // Every seventh slot is missed, and every eleventh cell is lost on the wire.
-            if counter % 7 == 0 {
-                continue;
-            }
+        for counter in 0..1000_u32 {
+            let slot = start + Nanos(u64::from(counter) * Nanos::MILLISECOND.0);
+            // Every eleventh cell is lost on the wire.
             let at = slot + Nanos(100 + u64::from(pair));
-            notes.push(Note { at, pair, counter, place: 0 });
+            notes.push(Note { at, slot, pair, counter, place: 0 });
             if counter % 11 != 0 {
                 arrivals.push(Arrival { pair, counter, at: at + Nanos(50), payload: counter % 3 == 0 });
             }
@@ -40,15 +35,19 @@ fn cells_are_found_again_with_their_slots_and_what_they_carry() {
     notes.sort_by_key(|note| note.at);
     let places: Vec<u32> = notes.iter().map(|note| u32::from(note.pair == 1)).collect();
     notes.iter_mut().zip(places).for_each(|(note, place)| note.place = place);
-    let recorded = join(&plan, (start, until), &notes, &arrivals, 0);
-    assert_eq!(recorded.handed.len(), recorded.wire.len());
-    assert!(recorded.handed.len() > 1000 && recorded.unmatched > 50, "{}", recorded.unmatched);
-    // A missed slot may be taken for the next cell's, as long as the engine could have filled it: tolerance is 2 ms.
+    let recorded = join(&plan, (start, until), &notes, &arrivals);
+    // Of the 800 slots that come after the warm-up.
+    assert_eq!((recorded.handed.len(), recorded.unmatched), (2 * 728, 2 * 72));
     for (handed, wire) in recorded.handed.iter().zip(&recorded.wire) {
-        assert!(handed.lateness >= 100.0 && handed.lateness < 2.1e6, "{handed:?}");
-        assert!((wire.lateness - handed.lateness - 50.0).abs() < 1.0);
+        let late = 100.0 + f64::from(handed.link);
+        assert!(
+            (handed.lateness - late).abs() < 0.5 && (wire.lateness - late - 50.0).abs() < 0.5,
+            "{wire:?}"
+        );
         assert_eq!((handed.payload, handed.link), (wire.payload, wire.link));
-        assert!(handed.place > 0.0 || handed.service.is_nan());
+        assert!(handed.gap.is_nan() || (handed.gap - 1e6).abs() < 0.5);
+        let service = if handed.link == 1 { Some(1.0) } else { None };
+        assert!(service.is_none_or(|it| handed.service.is_nan() || (handed.service - it).abs() < 0.5));
     }
     let share = recorded.handed.iter().filter(|cell| cell.payload).count() as f64;
     assert!((share / recorded.handed.len() as f64 - 1.0 / 3.0).abs() < 0.05);

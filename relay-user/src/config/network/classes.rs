@@ -99,7 +99,8 @@ impl RawClass {
             }
             (Name::Pattern, None) => {
                 let what = "is \"pattern\", and the class has no `pattern`";
-                let remedy = "add the gaps between slots in proportion to each other, as in pattern = [1, 1, 6]";
+                let remedy =
+                    "add the gaps between slots in proportion to each other, as in pattern = [1, 1, 6]";
                 return Err(source.refuse(&self.schedule, &format!("classes.{name}.schedule"), what, remedy));
             }
             (Name::Constant, _) => Law::Constant,

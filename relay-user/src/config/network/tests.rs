@@ -126,16 +126,36 @@ fn each_mistake_is_refused_at_its_place() {
         ("rate = 1500", "rate = 1500\nburst = 3", "burst", 10),
         ("schedule = \"jittered\"", "schedule = \"bursty\"", "schedule", 10),
         ("schedule = \"jittered\"", "schedule = \"pattern\"", "classes.standard.schedule", 10),
-        ("schedule = \"jittered\"", "schedule = \"jittered\"\npattern = [1, 2]", "classes.standard.pattern", 11),
+        (
+            "schedule = \"jittered\"",
+            "schedule = \"jittered\"\npattern = [1, 2]",
+            "classes.standard.pattern",
+            11,
+        ),
         ("schedule = \"jittered\"", "schedule = \"pattern\"\npattern = []", "classes.standard.pattern", 11),
         ("schedule = \"jittered\"", "schedule = \"pattern\"\npattern = [1]", "classes.standard.pattern", 11),
-        ("schedule = \"jittered\"", "schedule = \"pattern\"\npattern = [1, 0]", "classes.standard.pattern", 11),
-        ("schedule = \"jittered\"", "schedule = \"pattern\"\npattern = [1, 101]", "classes.standard.pattern", 11),
+        (
+            "schedule = \"jittered\"",
+            "schedule = \"pattern\"\npattern = [1, 0]",
+            "classes.standard.pattern",
+            11,
+        ),
+        (
+            "schedule = \"jittered\"",
+            "schedule = \"pattern\"\npattern = [1, 101]",
+            "classes.standard.pattern",
+            11,
+        ),
         ("schedule = \"jittered\"", "schedule = \"pattern\"\npattern = [1, \"2\"]", "pattern", 11),
         ("schedule = \"jittered\"", "schedule = \"pattern\"\npattern = 5", "pattern", 11),
         ("schedule = \"jittered\"", "schedule = \"pattern\"\ncycle = 5", "cycle", 11),
         ("schedule = \"jittered\"", "schedule = \"poisson\"\ngap = 3", "gap", 11),
-        ("rate = 1500\nschedule = \"jittered\"", "rate = 19\nschedule = \"poisson\"", "classes.standard.rate", 9),
+        (
+            "rate = 1500\nschedule = \"jittered\"",
+            "rate = 19\nschedule = \"poisson\"",
+            "classes.standard.rate",
+            9,
+        ),
         (
             "rate = 1500\nschedule = \"jittered\"",
             "rate = 1\nschedule = \"pattern\"\npattern = [1, 2]",
@@ -174,14 +194,22 @@ fn each_mistake_is_refused_at_its_place() {
 #[test]
 fn every_schedule_is_read() {
     let read = |rate: u32, schedule: &str| {
-        let text = plain().replacen("rate = 1500\nschedule = \"jittered\"", &format!("rate = {rate}\n{schedule}"), 1);
+        let text = plain().replacen(
+            "rate = 1500\nschedule = \"jittered\"",
+            &format!("rate = {rate}\n{schedule}"),
+            1,
+        );
         NetworkDocument::parse_unverified(file(), &text).unwrap().classes["standard"]
     };
     for (rate, schedule, law) in [
         (1, "schedule = \"constant\"", Law::Constant),
         (1, "schedule = \"jittered\"", Law::Jittered),
         (20, "schedule = \"poisson\"", Law::Poisson),
-        (3, "schedule = \"pattern\"\npattern = [\n1,\n1, 6]", Law::Pattern(Pattern::new(&[1, 1, 6]).unwrap())),
+        (
+            3,
+            "schedule = \"pattern\"\npattern = [\n1,\n1, 6]",
+            Law::Pattern(Pattern::new(&[1, 1, 6]).unwrap()),
+        ),
     ] {
         assert_eq!(read(rate, schedule), Class { rate, schedule: law });
     }
@@ -194,8 +222,14 @@ fn the_clients_class_is_the_one_left_over() {
         document.class_of_clients(file()).map(|(name, class)| (name.to_owned(), class.rate))
     };
     assert_eq!(class(&plain()), Ok(("standard".to_owned(), 1500)));
-    let more = plain().replacen("[classes.trunk]", "[classes.other]\nrate = 5\nschedule = \"constant\"\n[classes.trunk]", 1);
-    let none = plain().replace("class = \"trunk\"", "class = \"standard\"").replace("[classes.trunk]", "[classes.x]");
+    let more = plain().replacen(
+        "[classes.trunk]",
+        "[classes.other]\nrate = 5\nschedule = \"constant\"\n[classes.trunk]",
+        1,
+    );
+    let none = plain()
+        .replace("class = \"trunk\"", "class = \"standard\"")
+        .replace("[classes.trunk]", "[classes.x]");
     let none = none.replacen("[classes.x]\nrate = 2000\nschedule = \"constant\"\n", "", 1);
     for text in [more, none] {
         let error = class(&text).unwrap_err();

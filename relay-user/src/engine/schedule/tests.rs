@@ -152,7 +152,7 @@ fn rates_are_off_by_up_to_200_ppm_uniformly() {
         let first = schedule.deadline();
         let count = schedule.skip_to(first + Nanos(100_000 * Nanos::SECOND.0));
         let mean = schedule.deadline().since(first).0 as f64 / count as f64;
-        // By `poisson` the count is a mean, but for the 65 slots that were gone through.
+        // By `poisson` the count is a mean, but for the 33 slots that were gone through.
         let tolerance = if law == Law::Poisson { 1e-6 } else { 1e-7 };
         assert!((mean / PERIOD - 1.0 - offset(9)).abs() < tolerance, "{law}: {mean}");
     }
@@ -254,6 +254,12 @@ fn the_seed_decides() {
         assert_eq!(of(1), of(1));
         assert_ne!(of(1), of(2));
     }
+}
+
+/// A relay has one for each link, with the pattern in it.
+#[test]
+fn a_schedule_is_small() {
+    assert!(size_of::<Schedule>() <= 448, "{} bytes", size_of::<Schedule>());
 }
 
 #[test]

@@ -27,7 +27,7 @@ fn run(truth: Truth, seed: u64) -> Vec<Emission> {
     (0..truth.cells)
         .map(|number| {
             let link = number % LINKS;
-            let often = if truth.unequal > 0.0 && link % 2 == 0 { 1000 } else { 40 };
+            let often = if truth.unequal > 0.0 && link.is_multiple_of(2) { 1000 } else { 40 };
             on[link] ^= below(if on[link] { 40 } else { often }) == 0;
             let payload = on[link] && below(10) > 0;
             stalled = if below(truth.stalls) == 0 { 200 } else { stalled.saturating_sub(1) };
@@ -37,7 +37,7 @@ fn run(truth: Truth, seed: u64) -> Vec<Emission> {
                 + if link % 2 == 1 { truth.unequal } else { 0.0 };
             let at = number as f64 * 100_000.0 + late;
             let gap = at - std::mem::replace(&mut last[link], at);
-            let service = if number % 3 == 0 { f64::NAN } else { 50.0 + below(20) as f64 };
+            let service = if number.is_multiple_of(3) { f64::NAN } else { 50.0 + below(20) as f64 };
             let place = (number % 3) as f64;
             let at = number as u64 * 100_000;
             Emission { at, link: u32::try_from(link).unwrap(), payload, lateness: late, place, service, gap }
@@ -62,7 +62,7 @@ fn a_planted_delay_of_5_us_is_found() {
 #[test]
 fn where_nothing_tells_the_interval_holds_one_half_as_often_as_it_says() {
     const RUNS: u64 = 40;
-    let truth = Truth { cells: 12_000, ..CLEAN };
+    let truth = CLEAN;
     let (mut held, mut within_held, mut low_p) = (0, 0, 0);
     for seed in 0..RUNS {
         let found = compared(truth, View::Lateness, 100 + seed);
@@ -78,7 +78,7 @@ fn where_nothing_tells_the_interval_holds_one_half_as_often_as_it_says() {
 /// The trap: as if all cells were independent, stalls and bursts together give a leak now and then.
 #[test]
 fn cells_that_depend_on_each_other_are_not_counted_as_if_they_did_not() {
-    let truth = Truth { cells: 12_000, stalls: 2000, ..CLEAN };
+    let truth = Truth { cells: 40_000, stalls: 2000, ..CLEAN };
     let (mut naive, mut by_blocks) = (0, 0);
     for seed in 0..20 {
         let cells = run(truth, 300 + seed);
