@@ -18,6 +18,7 @@ mod host;
 pub mod neighbour;
 pub mod observe;
 pub mod port;
+pub mod rates;
 pub mod steering;
 pub mod worker;
 pub mod xsk;

@@ -16,6 +16,8 @@ mod faults;
 mod hostile;
 #[path = "simulation/lifetimes.rs"]
 mod lifetimes;
+#[path = "simulation/rates.rs"]
+mod rates;
 #[path = "simulation/rogue.rs"]
 mod rogue;
 #[path = "simulation/slots.rs"]

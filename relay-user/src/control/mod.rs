@@ -7,6 +7,7 @@ mod circuits;
 mod links;
 mod node;
 mod path;
+mod plans;
 mod start;
 mod status;
 

@@ -3,14 +3,15 @@
 use super::action::Outbox;
 use super::builder::Builder;
 use super::circuits::{Circuits, PathRelay};
-use super::links::{Identity, Links, Pace, Peer};
+use super::links::{Identity, Links, Pace, Peer, Rates};
 use super::node::{Node, Part, StopRequests, runtime};
 use super::path::{Neighbours, Path, Socket};
+use super::plans;
 use super::status::StatusSocket;
 use crate::config::network::{Class, Relay, RelayRole, Schedule};
 use crate::config::{
-    BindMode, BusyPoll, ClientConfig, ConfigError, Cover, Datapath, DatapathMode, HugePages, NetworkDocument,
-    PollMode, Prefix, RelayConfig, Timestamp,
+    BindMode, BusyPoll, ClientConfig, ClientPolicy, ConfigError, Cover, Datapath, DatapathMode, HugePages,
+    NetworkDocument, PollMode, Prefix, RelayConfig, Timestamp,
 };
 use crate::crypto::StaticKey;
 use crate::edge::pool::PoolNetworks;
@@ -19,6 +20,7 @@ use crate::edge::{ClientEdge, ExitEdge, Offload};
 use crate::engine::schedule::Law;
 use crate::engine::{Engine, Limits};
 use crate::port::{AfXdpPort, ControlDatagram, Port, PortMode, UdpPort};
+use crate::rates::Epochs;
 use crate::steering::{AttachMode, Steering};
 use crate::worker::{Clock, NodeEdge, Poll, Seat, Workers};
 use crate::xsk::{self, Arena, BindRequest, SocketConfig};
@@ -27,6 +29,7 @@ use rand_chacha::ChaCha20Rng;
 use rand_core::SeedableRng;
 use relay_common::classify::Ports;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 /// Handshake datagrams that may wait for the control plane.
@@ -78,9 +81,11 @@ async fn relay(config: RelayConfig, key: StaticKey, network: NetworkDocument, me
         None => std::iter::repeat_with(|| NodeEdge::None).take(workers.into()).collect(),
     };
     let peers = trunk_peers(&network, &me)?;
-    let client_pace = pace(client_class(&config.network, &network)?);
-    let identity = Identity::new(me.id, key, port, client_pace, clock.now(), &mut rng);
-    let links = Links::new(network.suite, Some(identity), peers, limits.links, workers);
+    let clients = Arc::new(plans::of_clients(&config.network, &network, ClientPolicy::Adaptive)?);
+    let policy = clients.policy.name();
+    let identity = Identity::new(me.id, key, port, clients, clock.now(), &mut rng);
+    let rates = rates(&network, clock);
+    let links = Links::new(network.suite, Some(identity), peers, limits.links, workers, rates);
     let circuits = Circuits::new(me.id, network.suite, limits.circuits, limits.exit, workers);
     let OpenDatapath { arena, queues, mode, steering, socket, neighbours, local } = datapath;
     let workers = queues.start(limits, edges, arena, clock, &config.worker)?;
@@ -99,6 +104,7 @@ async fn relay(config: RelayConfig, key: StaticKey, network: NetworkDocument, me
         path: Path::new(socket, local),
         neighbours,
         status,
+        policy,
         kernel_path: 0,
     };
     node.run(requests).await
@@ -109,7 +115,9 @@ async fn client(config: ClientConfig, network: NetworkDocument) -> Result<()> {
     let status = bind_status(&config.control.socket)?;
     let clock = Clock::start();
     let rng = system_rng()?;
-    let class = client_class(&config.network, &network)?;
+    let wanted = config.policy.unwrap_or(ClientPolicy::Scheduled);
+    let plan = Arc::new(plans::of_clients(&config.network, &network, wanted)?);
+    let policy = plan.policy.name();
     let path = client_path(&config, &network)?;
     let entry = network.relay_by_id(&path[0].id).context("the entry is in the document")?;
     let peers = vec![Peer {
@@ -118,7 +126,7 @@ async fn client(config: ClientConfig, network: NetworkDocument) -> Result<()> {
         public: entry.key,
         address: entry.address,
         lane: 0,
-        pace: pace(class),
+        plan,
         initiates: true,
     }];
     let listen = config.datapath.listen.unwrap_or_else(|| SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0));
@@ -130,7 +138,7 @@ async fn client(config: ClientConfig, network: NetworkDocument) -> Result<()> {
 
     let waiting = config.datapath.frames as usize / 2;
     let limits = Limits { links: 16, circuits: 16, waiting, ..Limits::default() };
-    let links = Links::new(network.suite, None, peers, limits.links, 1);
+    let links = Links::new(network.suite, None, peers, limits.links, 1, rates(&network, clock));
     let builder = Builder::new(path, network.suite, config.cover == Cover::Circuit);
     let OpenDatapath { arena, queues, mode, steering, socket, neighbours, local } = datapath;
     let workers = queues.start(limits, vec![NodeEdge::client(tun)], arena, clock, &config.worker)?;
@@ -148,6 +156,7 @@ async fn client(config: ClientConfig, network: NetworkDocument) -> Result<()> {
         path: Path::new(socket, local),
         neighbours,
         status,
+        policy,
         kernel_path: 0,
     };
     let ended = node.run(requests).await;
@@ -346,21 +355,10 @@ fn pace(class: &Class) -> Pace {
     Pace { law, rate: class.rate }
 }
 
-/// The class of client links: the one that no trunk has. With more than one, a relay could not tell which a client
-/// means before its first cell.
-fn client_class<'a>(file: &std::path::Path, network: &'a NetworkDocument) -> Result<&'a Class, ConfigError> {
-    let mut free =
-        network.classes.iter().filter(|(name, _)| !network.is_of_trunks(name)).map(|(_, class)| class);
-    match (free.next(), free.next()) {
-        (Some(class), None) => Ok(class),
-        _ => Err(ConfigError {
-            file: file.to_owned(),
-            line: None,
-            key: Some("classes".to_owned()),
-            what: "clients' links have no class of their own, or more than one".to_owned(),
-            remedy: "have the document changed so that exactly one class is no trunk's".to_owned(),
-        }),
-    }
+/// What links need to know of classes.
+fn rates(network: &NetworkDocument, clock: Clock) -> Rates {
+    let paces = network.classes.values().map(pace).collect();
+    Rates::new(paces, Epochs::new(network.epoch_seconds), SystemTime::now().into(), clock.now())
 }
 
 fn trunk_peers(network: &NetworkDocument, me: &Relay) -> Result<Vec<Peer>> {
@@ -373,7 +371,7 @@ fn trunk_peers(network: &NetworkDocument, me: &Relay) -> Result<Vec<Peer>> {
             _ => continue,
         };
         let peer = network.relay(name).context("a trunk joins relays of the document")?;
-        let class = network.classes.get(&trunk.class).context("a trunk has a class of the document")?;
+        let plan = Arc::new(plans::of_trunk(network, trunk)?);
         for lane in 0..trunk.lanes {
             let mut address = peer.address;
             address.set_port(address.port() + lane);
@@ -383,7 +381,7 @@ fn trunk_peers(network: &NetworkDocument, me: &Relay) -> Result<Vec<Peer>> {
                 public: peer.key,
                 address,
                 lane,
-                pace: pace(class),
+                plan: Arc::clone(&plan),
                 initiates,
             });
         }
