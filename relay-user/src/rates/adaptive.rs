@@ -142,13 +142,13 @@ mod tests {
     /// probability is a ratio of whole numbers.
     fn worst_ratio(mechanism: &Mechanism, demands: &[u64]) -> (u128, u128) {
         let mut worst = (1, 1);
-        for &one in demands {
-            for &other in demands {
-                let (a, b) = (mechanism.weights(one), mechanism.weights(other));
-                let (sum_a, sum_b) = (a.iter().sum::<u64>(), b.iter().sum::<u64>());
-                for (&a, &b) in a.iter().zip(&b) {
-                    let ratio = (u128::from(a) * u128::from(sum_b), u128::from(b) * u128::from(sum_a));
+        let weights: Vec<Vec<u64>> = demands.iter().map(|&demand| mechanism.weights(demand)).collect();
+        for one in &weights {
+            for other in &weights {
+                let (sum_one, sum_other) = (one.iter().sum::<u64>(), other.iter().sum::<u64>());
+                for (&a, &b) in one.iter().zip(other) {
                     // Their factors are below 2^60.
+                    let ratio = (u128::from(a) * u128::from(sum_other), u128::from(b) * u128::from(sum_one));
                     if ratio.0 as f64 / ratio.1 as f64 > worst.0 as f64 / worst.1 as f64 {
                         worst = ratio;
                     }
@@ -163,7 +163,9 @@ mod tests {
         for epsilon in [0.01, 0.1, 0.5, 1.0, std::f64::consts::LN_2, 2.0, 5.0, MAX_EPSILON] {
             for rates in [&[100, 200][..], &[100, 200, 400], &[1, 2, 3, 5, 8, 13, 21]] {
                 let mechanism = Mechanism::new(classes(rates), epsilon).unwrap();
-                let demands: Vec<u64> = (0..=500).chain([u64::from(u32::MAX), 1 << 40]).collect();
+                let edges =
+                    rates.iter().flat_map(|&rate| [u64::from(rate) * 4 / 5, u64::from(rate) * 4 / 5 + 1]);
+                let demands: Vec<u64> = edges.chain([0, 1, u64::from(u32::MAX), 1 << 40]).collect();
                 let (over, under) = worst_ratio(&mechanism, &demands);
                 // Between two doubles next to each other, the true e^ε lies within one part in 2^52.
                 let bound = epsilon.exp() * (1.0 - f64::EPSILON);
