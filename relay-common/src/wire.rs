@@ -359,3 +359,24 @@ impl DestroyReason {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_links_tell_each_other_survives_the_way() {
+        let choice = RateChoice { epoch: 0x0102_0304_0506_0708, class: 0x090a };
+        assert_eq!(choice.encode(), [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
+        assert_eq!(RateChoice::decode(&choice.encode()), choice);
+        let totals = LossTotals { expected: u64::MAX - 1, received: 258 };
+        assert_eq!(totals.encode()[14..], [1, 2]);
+        assert_eq!(LossTotals::decode(&totals.encode()), totals);
+    }
+
+    #[test]
+    fn commands_of_the_link_are_known_as_such() {
+        let of_link = (0..=u8::MAX).filter(|&byte| Command::from_byte(byte).is_some_and(Command::is_link));
+        assert!(of_link.eq(0..=4));
+    }
+}

@@ -242,7 +242,7 @@ impl NetworkDocument {
         let trunks = trunks(source, &raw.trunks, &classes, &relays, epoch_seconds)?;
         let clients = rates::clients(source, raw.clients.as_ref(), &classes, epoch_seconds)?;
         let loss = rates::loss(source, raw.loss.as_ref())?;
-        Ok(Self {
+        let document = Self {
             epoch: raw.epoch,
             valid_from,
             valid_until,
@@ -253,7 +253,11 @@ impl NetworkDocument {
             loss,
             relays,
             trunks,
-        })
+        };
+        for trunk in &raw.trunks {
+            rates::room(source, &trunk.hours, &document)?;
+        }
+        Ok(document)
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::network::Class;
+use super::network::{Class, NetworkDocument};
 use super::source::{ConfigError, Source};
 use crate::rates::{LossRules, MAX_EPSILON, SECONDS_PER_DAY};
 
@@ -141,6 +141,30 @@ pub(super) fn hours(
         return Err(source.refuse(class, &format!("{table}.class"), what, "name one of its classes"));
     }
     Ok(hours)
+}
+
+/// Whether a trunk carries at least one client's circuit at each of its hours, the client in its fastest class.
+pub(super) fn room(
+    source: &Source,
+    hours: &[RawHour],
+    document: &NetworkDocument,
+) -> Result<(), ConfigError> {
+    let rate = |name: &str| document.classes.get(name).map_or(0, |class| class.rate);
+    let mut names: Vec<&str> = document.client_class().into_iter().collect();
+    if let Some(clients) = &document.clients {
+        names.extend(clients.hours.iter().map(|hour| hour.class.as_str()));
+        names.extend(clients.adaptive.iter().flat_map(|adaptive| &adaptive.classes).map(String::as_str));
+    }
+    let needed = names.into_iter().map(rate).max().unwrap_or(0);
+    for hour in hours {
+        let name = hour.class.get_ref();
+        if rate(name) < needed {
+            let what = format!("{name:?} has {} cells per second, a client's circuit {needed}", rate(name));
+            let remedy = "name a class on which a circuit fits";
+            return Err(source.refuse(&hour.class, "trunks.hours", what, remedy));
+        }
+    }
+    Ok(())
 }
 
 /// The classes that lasting loss leads to, checked: each slower than the one before, the first than `class`.

@@ -65,3 +65,90 @@ fn number(network: &NetworkDocument, name: &str) -> Result<ClassNumber> {
     let at = at.with_context(|| format!("the network document has no class {name:?}"))?;
     Ok(ClassNumber(u16::try_from(at).context("too many classes")?))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn document(tables: &str) -> NetworkDocument {
+        let mut text = format!(
+            r#"version = 1
+epoch = 1
+valid_from = "2026-01-01T00:00:00Z"
+valid_until = "2027-01-01T00:00:00Z"
+cell_len = 1360
+suite = 1
+{tables}
+[classes]
+client = {{ rate = 500, schedule = "jittered" }}
+fast = {{ rate = 800, schedule = "jittered" }}
+night = {{ rate = 1000, schedule = "constant" }}
+trunk = {{ rate = 2000, schedule = "constant" }}
+"#
+        );
+        for number in 1..=2 {
+            text += &format!(
+                "[[relays]]\nid = \"{number:032}\"\nname = \"relay-{number}\"\naddress = \"192.0.2.{number}:1\"\nkey = \"{number:064}\"\nroles = [\"entry\"]\n"
+            );
+        }
+        text += r#"[[trunks]]
+between = ["relay-1", "relay-2"]
+class = "trunk"
+hours = [{ at = "06:00", class = "trunk" }, { at = "20:00", class = "night" }]
+lower = ["night", "client"]
+"#;
+        NetworkDocument::parse_unverified(Path::new("network.toml"), &text).unwrap()
+    }
+
+    const ADAPTIVE: &str = r#"[clients]
+class = "client"
+adaptive = { classes = ["fast", "client"], epsilon = 1.0 }
+"#;
+
+    fn clients(tables: &str, wanted: ClientPolicy) -> Result<Plan> {
+        of_clients(Path::new("network.toml"), &document(tables), wanted)
+    }
+
+    #[test]
+    fn classes_are_numbered_by_name() {
+        let document = document(ADAPTIVE);
+        let plan = of_trunk(&document, &document.trunks[0]).unwrap();
+        assert_eq!(plan.rates, [500, 800, 1000, 2000]);
+        assert_eq!(plan.ladder, [ClassNumber(2), ClassNumber(0)]);
+        let evening = crate::rates::Unix::from_seconds(20 * 3600);
+        assert_eq!(plan.policy.class_at(evening, None), ClassNumber(2));
+        assert_eq!((plan.slowest(), plan.fastest()), (1000, 2000));
+    }
+
+    #[test]
+    fn a_client_chooses_only_where_it_wants_to() {
+        for (wanted, name, fastest) in [
+            (ClientPolicy::Adaptive, "adaptive", 800),
+            (ClientPolicy::Scheduled, "fixed", 500),
+            (ClientPolicy::Fixed, "fixed", 500),
+        ] {
+            let plan = clients(ADAPTIVE, wanted).unwrap();
+            assert_eq!((plan.policy.name(), plan.fastest()), (name, fastest), "{wanted:?}");
+        }
+    }
+
+    #[test]
+    fn hours_bind_every_client() {
+        let hours = r#"[clients]
+class = "client"
+hours = [{ at = "06:00", class = "fast" }, { at = "20:00", class = "client" }]
+"#;
+        for wanted in [ClientPolicy::Adaptive, ClientPolicy::Scheduled] {
+            assert_eq!(clients(hours, wanted).unwrap().policy.name(), "scheduled");
+        }
+    }
+
+    #[test]
+    fn without_the_table_one_class_must_be_free() {
+        // `client` and `fast` are; `client` is one of the trunk's for its loss.
+        assert_eq!(clients("", ClientPolicy::Fixed).unwrap().policy, Policy::Fixed(ClassNumber(1)));
+        let more = "[classes.spare]\nrate = 5\nschedule = \"constant\"\n";
+        let error = clients(more, ClientPolicy::Fixed).unwrap_err().to_string();
+        assert!(error.contains("network.toml: classes:"), "{error}");
+    }
+}

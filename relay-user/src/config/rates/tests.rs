@@ -108,6 +108,7 @@ fn each_mistake_is_refused_at_its_place() {
         ("{ at = \"22:30\"", "{ at = \"07:00\"", "trunks.hours"),
         ("{ at = \"22:30\", class = \"trunk-low\" }", "{ at = \"22:30\", class = \"gold\" }", "trunks.hours"),
         ("{ at = \"22:30\", class = \"trunk-low\" },", "", "trunks.hours"),
+        ("class = \"trunk-low\" }", "class = \"light\" }", "trunks.hours"),
         ("lower = [\"trunk-low\"]", "lower = [\"trunk-low\", \"trunk-low\"]", "trunks.lower"),
         ("lower = [\"trunk-low\"]", "lower = [\"trunk\"]", "trunks.lower"),
     ] {
