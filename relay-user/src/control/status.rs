@@ -1,6 +1,8 @@
 //! What the operator may see: totals, over a Unix socket. No address, no payload-against-cover, nothing by client.
 
+use super::links::Rates;
 use crate::port::PortMode;
+use crate::rates::LedgerSummary;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::io;
@@ -31,6 +33,29 @@ pub(super) struct Status {
     /// Decoy circuits that a client began; `None` where it has no timetable for them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) decoys_begun: Option<u64>,
+    pub(super) rates: RatesStatus,
+}
+
+/// Classes by epoch: what they may have told, and what loss did.
+#[derive(Debug, Serialize)]
+pub(super) struct RatesStatus {
+    /// Of clients' links: `fixed`, `scheduled` or `adaptive`.
+    policy: &'static str,
+    epoch_seconds: u64,
+    /// Links stopped for their loss.
+    breaker_trips: u64,
+    leakage: LedgerSummary,
+}
+
+impl RatesStatus {
+    pub(super) fn new(rates: &Rates, policy: &'static str) -> Self {
+        Self {
+            policy,
+            epoch_seconds: rates.epoch_seconds(),
+            breaker_trips: rates.trips(),
+            leakage: rates.summary(),
+        }
+    }
 }
 
 /// One AF_XDP socket.

@@ -1,4 +1,5 @@
 use super::*;
+use crate::config::ConfigError;
 use std::path::Path;
 
 const RELAYS: [(&str, &str); 3] = [("entry", "192.0.2.1"), ("middle", "192.0.2.2"), ("exit", "192.0.2.3")];
@@ -34,7 +35,7 @@ fn client(network: &NetworkDocument, cover: &str) -> Plan {
     Plan::of_client(&ClientConfig::parse(Path::new("client.toml"), &text).unwrap(), network).unwrap()
 }
 
-fn relay(network: &NetworkDocument, name: &str, workers: u16) -> Result<Plan, ConfigError> {
+fn relay(network: &NetworkDocument, name: &str, workers: u16) -> anyhow::Result<Plan> {
     let operator = "0".repeat(64);
     let text = format!(
         "name = \"{name}\"\nkey = \"r.key\"\nnetwork = \"network.toml\"\noperator = \"{operator}\"\n\
@@ -136,7 +137,7 @@ fn what_cannot_work_is_a_problem() {
     assert_eq!((full.when.as_str(), full.cells_per_second), ("and 44 clients", 796_000.0));
     assert!(plan.works(), "{:?}", plan.problems);
     let error = relay(&usual(), "nobody", 1).unwrap_err();
-    assert_eq!(error.key.as_deref(), Some("name"));
+    assert_eq!(error.downcast_ref::<ConfigError>().unwrap().key.as_deref(), Some("name"));
 }
 
 #[test]
