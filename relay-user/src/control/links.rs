@@ -12,7 +12,7 @@ use crate::crypto::datagram::{HsInit, HsResp, Mac1Key, Retry};
 use crate::crypto::handshake::{self, HandshakeRole, Initiator, Prologue};
 use crate::crypto::retry::{InitGuard, TokenKeys, TokenSubject};
 use crate::crypto::{LinkKeys, StaticKey, Suite};
-use crate::engine::schedule::Law;
+use crate::engine::schedule::{Law, RateOffset};
 use crate::engine::time::Nanos;
 use crate::engine::{Command, Session};
 use crate::rates::Plan;
@@ -458,7 +458,8 @@ impl Links {
             return false;
         };
         let governor = self.rates.governor(plan, now);
-        let schedule = self.rates.schedule(governor.class(), now, rng);
+        let offset = RateOffset::draw(rng);
+        let schedule = self.rates.schedule(governor.class(), offset, now, rng);
         out.worker(Command::AddLink { link: number, schedule });
         out.push(Action::Aim { link: number, lane, remote: address });
         let keys = LinkKeys::derive(split, self.suite, initiator);
@@ -467,7 +468,7 @@ impl Links {
         let link = Link {
             who,
             address,
-            governed: Governed::new(Arc::clone(plan), governor, now),
+            governed: Governed::new(Arc::clone(plan), governor, offset, now),
             initiator,
             index: receive_index,
             confirmed: initiator,

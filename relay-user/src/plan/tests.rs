@@ -141,6 +141,22 @@ fn what_cannot_work_is_a_problem() {
 }
 
 #[test]
+fn a_choice_of_classes_is_bounded_in_bits() {
+    let trunks = "rate = 2000\nschedule = \"constant\"\n[classes.light]\nrate = 300\nschedule = \"jittered\"\n\
+                  [clients]\nclass = \"standard\"\nadaptive = { classes = [\"light\", \"standard\"], epsilon = 1 }";
+    let network = network("rate = 1500\nschedule = \"jittered\"", trunks);
+    let policy = client(&network, "circuit\"\npolicy = \"adaptive");
+    let hourly = 24.0 * crate::rates::Bound::private(2, 1.0).bits();
+    near(policy.leakage.bits_per_day, hourly);
+    assert_eq!((policy.leakage.policy.as_str(), policy.leakage.classes), ("adaptive", 2));
+    // A relay follows whoever chooses; a client that does not choose tells nothing.
+    near(relay(&network, "entry", 1).unwrap().leakage.bits_per_day, hourly);
+    assert!(client(&network, "circuit").leakage.bits_per_day.abs() < 1e-12);
+    // Circuits are counted in the clients' fastest class.
+    assert_eq!(relay(&network, "entry", 1).unwrap().links[0].circuits, Some(2));
+}
+
+#[test]
 fn workers_are_counted_against_the_heaviest_load() {
     let load = |datapath, cores| Cores {
         when: "now".to_owned(),

@@ -11,7 +11,7 @@
 
 use super::{Links, Pace, Peer, Who};
 use crate::control::action::{Outbox, Refusal};
-use crate::engine::schedule::Schedule;
+use crate::engine::schedule::{RateOffset, Schedule};
 use crate::engine::time::Nanos;
 use crate::engine::{Command, Limits, body_mut};
 use crate::rates::{ClassNumber, DemandMeter, Epochs, Governor, Ledger, LedgerSummary, Plan, Policy, Unix};
@@ -100,17 +100,18 @@ impl Rates {
         Governor::new(plan, self.epochs, self.epochs.number(self.unix(now)))
     }
 
-    /// A class's slots from `start` on.
+    /// A class's slots from `start` on, on a link that is off its class's rate by `offset`.
     pub(super) fn schedule(
         &self,
         class: ClassNumber,
+        offset: RateOffset,
         start: Nanos,
         rng: &mut impl CryptoRng,
     ) -> Box<Schedule> {
         let mut seed = [0; 32];
         rng.fill_bytes(&mut seed);
         let Pace { law, rate } = self.pace(class);
-        Box::new(Schedule::new(law, rate, start, seed))
+        Box::new(Schedule::with_offset(law, rate, offset, start, seed))
     }
 
     /// One in so many slots that no circuit of these clients may have, in whatever class they are.
@@ -165,14 +166,16 @@ impl Rates {
 pub(super) struct Governed {
     pub(super) plan: Arc<Plan>,
     pub(super) governor: Governor,
+    /// How far the link is off its classes' rates, for its whole life.
+    offset: RateOffset,
     /// How often the coming choice was told.
     told: u64,
     report_at: Nanos,
 }
 
 impl Governed {
-    pub(super) fn new(plan: Arc<Plan>, governor: Governor, now: Nanos) -> Self {
-        Self { plan, governor, told: 0, report_at: now }
+    pub(super) fn new(plan: Arc<Plan>, governor: Governor, offset: RateOffset, now: Nanos) -> Self {
+        Self { plan, governor, offset, told: 0, report_at: now }
     }
 
     /// A fixed time, or a share of the slowest class's slots: the same whatever class the link has at the moment.
@@ -222,7 +225,7 @@ impl Links {
             let decision = governed.governor.decide(&governed.plan, rates.epochs, coming, &mut rates.ledger);
             if decision.changed {
                 let from = rates.epochs.start(coming).on_clock(unix, now);
-                let schedule = rates.schedule(decision.class, from, rng);
+                let schedule = rates.schedule(decision.class, governed.offset, from, rng);
                 out.worker(Command::SetSchedule { link: number, from, schedule });
             }
         }
