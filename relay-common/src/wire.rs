@@ -137,6 +137,10 @@ pub enum Command {
     RekeyInit = 1,
     /// Second message of a rekey handshake inside the link. `circ_id` is zero.
     RekeyResp = 2,
+    /// A [`RateChoice`] for the coming epoch. `circ_id` is zero.
+    Rate = 3,
+    /// [`LossTotals`] of the link's other direction. `circ_id` is zero.
+    Loss = 4,
     /// A cell in hop layers.
     Relay = 16,
     /// Opens a circuit to the link peer.
@@ -154,6 +158,8 @@ impl Command {
             0 => Self::Cover,
             1 => Self::RekeyInit,
             2 => Self::RekeyResp,
+            3 => Self::Rate,
+            4 => Self::Loss,
             16 => Self::Relay,
             17 => Self::Create,
             18 => Self::Created,
@@ -164,7 +170,64 @@ impl Command {
 
     /// Whether the command belongs to the link itself (`circ_id` zero) and not to a circuit.
     pub const fn is_link(self) -> bool {
-        matches!(self, Self::Cover | Self::RekeyInit | Self::RekeyResp)
+        matches!(self, Self::Cover | Self::RekeyInit | Self::RekeyResp | Self::Rate | Self::Loss)
+    }
+}
+
+/// The class that a link's initiator chose for an epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RateChoice {
+    /// Number of the epoch: its start in Unix time over the length of epochs.
+    pub epoch: u64,
+    /// The class's place in the network document, from 0, in the order of names.
+    pub class: u16,
+}
+
+impl RateChoice {
+    /// Bytes of the encoding, at the start of a body.
+    pub const LEN: usize = 10;
+
+    /// Reads the choice at the start of a body.
+    pub fn decode(bytes: &[u8; Self::LEN]) -> Self {
+        let [epoch @ .., c0, c1] = *bytes;
+        Self { epoch: u64::from_be_bytes(epoch), class: u16::from_be_bytes([c0, c1]) }
+    }
+
+    /// The choice's bytes.
+    pub fn encode(self) -> [u8; Self::LEN] {
+        let mut out = [0; Self::LEN];
+        out[..8].copy_from_slice(&self.epoch.to_be_bytes());
+        out[8..].copy_from_slice(&self.class.to_be_bytes());
+        out
+    }
+}
+
+/// What a receiver knows of a link's cells since the link came up, under all sessions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LossTotals {
+    /// Cells that were sent, as counters tell.
+    pub expected: u64,
+    /// Cells that came.
+    pub received: u64,
+}
+
+impl LossTotals {
+    /// Bytes of the encoding, at the start of a body.
+    pub const LEN: usize = 16;
+
+    /// Reads the totals at the start of a body.
+    pub fn decode(bytes: &[u8; Self::LEN]) -> Self {
+        let [e0, e1, e2, e3, e4, e5, e6, e7, received @ ..] = *bytes;
+        let expected = u64::from_be_bytes([e0, e1, e2, e3, e4, e5, e6, e7]);
+        Self { expected, received: u64::from_be_bytes(received) }
+    }
+
+    /// The totals' bytes.
+    pub fn encode(self) -> [u8; Self::LEN] {
+        let mut out = [0; Self::LEN];
+        out[..8].copy_from_slice(&self.expected.to_be_bytes());
+        out[8..].copy_from_slice(&self.received.to_be_bytes());
+        out
     }
 }
 
@@ -294,5 +357,26 @@ impl DestroyReason {
             6 => Self::Handshake,
             _ => Self::Protocol,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_links_tell_each_other_survives_the_way() {
+        let choice = RateChoice { epoch: 0x0102_0304_0506_0708, class: 0x090a };
+        assert_eq!(choice.encode(), [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
+        assert_eq!(RateChoice::decode(&choice.encode()), choice);
+        let totals = LossTotals { expected: u64::MAX - 1, received: 258 };
+        assert_eq!(totals.encode()[14..], [1, 2]);
+        assert_eq!(LossTotals::decode(&totals.encode()), totals);
+    }
+
+    #[test]
+    fn commands_of_the_link_are_known_as_such() {
+        let of_link = (0..=u8::MAX).filter(|&byte| Command::from_byte(byte).is_some_and(Command::is_link));
+        assert!(of_link.eq(0..=4));
     }
 }

@@ -19,6 +19,7 @@ pub mod neighbour;
 pub mod observe;
 mod plan;
 pub mod port;
+pub mod rates;
 pub mod steering;
 pub mod worker;
 pub mod xsk;

@@ -24,6 +24,8 @@ mod laws;
 mod lifetimes;
 #[path = "simulation/machines.rs"]
 mod machines;
+#[path = "simulation/rates.rs"]
+mod rates;
 #[path = "simulation/rogue.rs"]
 mod rogue;
 #[path = "simulation/slots.rs"]

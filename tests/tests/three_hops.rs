@@ -2,6 +2,8 @@
 
 #[path = "three_hops/bad_input.rs"]
 mod bad_input;
+#[path = "three_hops/epochs.rs"]
+mod epochs;
 #[path = "three_hops/hostile.rs"]
 mod hostile;
 #[path = "three_hops/recovery.rs"]

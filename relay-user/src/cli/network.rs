@@ -8,6 +8,7 @@ use anyhow::Context;
 use clap::Subcommand;
 
 use crate::config::network::sign;
+use crate::config::rates::Hour;
 use crate::config::{ConfigError, NetworkDocument, Timestamp};
 use crate::crypto::OperatorKey;
 
@@ -117,6 +118,13 @@ fn describe(network: &NetworkDocument) -> String {
     for (name, class) in &network.classes {
         text += &format!("class   {name}  {} cells/s, {}\n", class.rate, class.schedule);
     }
+    text += &format!("epochs  {} s\n", network.epoch_seconds);
+    if let Some(clients) = &network.clients {
+        text += &format!("clients {}{}\n", clients.class, ways(&clients.hours, &clients.lower));
+        if let Some(adaptive) = &clients.adaptive {
+            text += &format!("adapt   {}, ε {}\n", adaptive.classes.join(" "), adaptive.epsilon);
+        }
+    }
     for relay in &network.relays {
         let roles: Vec<String> = relay.roles.iter().map(|role| format!("{role:?}").to_lowercase()).collect();
         text += &format!(
@@ -130,9 +138,19 @@ fn describe(network: &NetworkDocument) -> String {
     }
     for trunk in &network.trunks {
         let [one, other] = &trunk.between;
-        text += &format!("trunk   {one} - {other}  {}\n", trunk.class);
+        text += &format!("trunk   {one} - {other}  {}{}\n", trunk.class, ways(&trunk.hours, &trunk.lower));
     }
     text
+}
+
+/// Classes by the time of day and for loss, behind that of a link.
+fn ways(hours: &[Hour], lower: &[String]) -> String {
+    let by_hour = hours.iter().map(|hour| {
+        let minutes = hour.second / 60;
+        format!("  {:02}:{:02} {}", minutes / 60, minutes % 60, hour.class)
+    });
+    let steps = lower.iter().map(|name| format!("  loss: {name}"));
+    by_hour.chain(steps).collect()
 }
 
 #[cfg(test)]
@@ -193,10 +211,28 @@ roles = ["middle", "entry"]
 
     #[test]
     fn the_description_has_everything() {
-        let text = DOCUMENT.replace("KEY", &"ab".repeat(32));
+        let tables = r#"[classes.light]
+rate = 100
+schedule = "jittered"
+[epochs]
+seconds = 900
+[clients]
+class = "standard"
+hours = [{ at = "07:30", class = "standard" }, { at = "23:00", class = "light" }]
+lower = ["light"]
+[[relays]]"#;
+        let text = DOCUMENT.replace("KEY", &"ab".repeat(32)).replace("[[relays]]", tables);
         let network = NetworkDocument::parse_unverified(Path::new("network.toml"), &text).unwrap();
         let shown = describe(&network);
-        for part in ["epoch   7", "2027-01-01T00:00:00Z", "1500 cells/s", "entry+middle", "192.0.2.1:7443"] {
+        for part in [
+            "epoch   7",
+            "2027-01-01T00:00:00Z",
+            "1500 cells/s",
+            "entry+middle",
+            "192.0.2.1:7443",
+            "900 s",
+            "standard  07:30 standard  23:00 light  loss: light",
+        ] {
             assert!(shown.contains(part), "{part} is missing in {shown}");
         }
     }

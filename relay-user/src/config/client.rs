@@ -30,6 +30,8 @@ pub struct ClientConfig {
     pub operator: [u8; 32],
     /// Name of the class of the client's link.
     pub class: String,
+    /// How the class of an epoch comes about; the document's way where missing.
+    pub policy: Option<ClientPolicy>,
     /// Where cover traffic goes.
     pub cover: Cover,
     /// Names of entry, middle and exit; chosen by the client where missing.
@@ -66,6 +68,19 @@ impl DecoyPlan {
 }
 
 const DAY: Duration = Duration::from_secs(86_400);
+
+/// How the class of a client's link comes about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ClientPolicy {
+    /// One class for ever. Tells nothing.
+    Fixed,
+    /// By the time of day, as the document lays it down. Tells nothing.
+    Scheduled,
+    /// Chosen for each epoch from the noised demand of the one before, among the document's classes at its ε. Tells
+    /// what the ledger says.
+    Adaptive,
+}
 
 /// How far cover travels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -124,10 +139,15 @@ impl ClientConfig {
             let known: Vec<&str> = network.classes.keys().map(String::as_str).collect();
             return Err(self.source.refuse_key("class", what, format!("use one of: {}", known.join(", "))));
         }
-        if network.is_of_trunks(&self.class) {
+        if network.clients.is_none() && network.is_of_trunks(&self.class) {
             let what = format!("{:?} is a class of links between relays", self.class);
             return Err(self.source.refuse_key("class", what, "use the class of clients' links"));
         }
+        if let Some(clients) = network.clients.as_ref().filter(|clients| clients.class != self.class) {
+            let what = "is not the class of clients' links in the network document";
+            return Err(self.source.refuse_key("class", what, format!("write {:?}", clients.class)));
+        }
+        self.check_policy(network)?;
         let Some(path) = &self.path else { return Ok(()) };
         let refuse = |what: String, remedy: &str| Err(self.source.refuse_key("path", what, remedy));
         for (name, role) in path.iter().zip([RelayRole::Entry, RelayRole::Middle, RelayRole::Exit]) {
@@ -174,6 +194,27 @@ impl ClientConfig {
         self.source.refuse_key("path", what, "name its relays only")
     }
 
+    /// Whether the document has what the policy needs. Hours bind everybody: a client with a class of its own at night
+    /// would be told by it.
+    fn check_policy(&self, network: &NetworkDocument) -> Result<(), ConfigError> {
+        let hours = network.clients.as_ref().is_some_and(|clients| !clients.hours.is_empty());
+        let adaptive = network.clients.as_ref().is_some_and(|clients| clients.adaptive.is_some());
+        let refuse = |what: &str, remedy: &str| Err(self.source.refuse_key("policy", what, remedy));
+        match self.policy {
+            Some(ClientPolicy::Fixed) if hours => refuse(
+                "the network document gives clients' links a class for each time of day",
+                "leave it out",
+            ),
+            Some(ClientPolicy::Scheduled) if !hours => {
+                refuse("the network document has no clients.hours", "leave it out")
+            }
+            Some(ClientPolicy::Adaptive) if !adaptive => {
+                refuse("the network document has no clients.adaptive", "leave it out, or have it changed")
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn check(source: Source) -> Result<Self, ConfigError> {
         let raw: RawClientConfig = source.parse()?;
         let path = raw.path.as_ref().map(|path| check_path(&source, path)).transpose()?;
@@ -189,6 +230,7 @@ impl ClientConfig {
             network: source.beside(&raw.network),
             operator: operator(&source, &raw.operator)?,
             class: raw.class,
+            policy: raw.policy,
             cover: raw.cover,
             path,
             datapath,
@@ -219,6 +261,7 @@ struct RawClientConfig {
     network: PathBuf,
     operator: Spanned<String>,
     class: String,
+    policy: Option<ClientPolicy>,
     cover: Cover,
     path: Option<Spanned<Vec<String>>>,
     datapath: Option<RawDatapath>,
@@ -366,6 +409,7 @@ routes = ["198.51.100.0/24"]
             ("cover = \"circuit\"", "cover = \"none\"", "cover", 4),
             (", \"exit\"]", "]", "path", 5),
             ("\"middle\"", "\"exit\"", "path", 5),
+            ("cover =", "policy = \"greedy\"\ncover =", "policy", 4),
             ("192.0.2.10:0", "192.0.2.10", "listen", 8),
             ("mtu = 1400", "mtu = 1279", "tun.mtu", 15),
             ("mtu = 1400", "mtu = 9001", "tun.mtu", 15),
@@ -380,6 +424,34 @@ routes = ["198.51.100.0/24"]
     }
 
     #[test]
+    fn class_and_policy_must_fit_the_documents_clients() {
+        let document = body([&[1; 32], &[2; 32], &[3; 32]]);
+        let light = "[classes.light]\nrate = 300\nschedule = \"jittered\"\n\n[classes.trunk]\n";
+        let document = document.replacen("[classes.trunk]\n", light, 1);
+        let checked = |clients: &str, change: (&str, &str)| {
+            let document = format!("{document}\n[clients]\n{clients}\n");
+            let network = NetworkDocument::parse_unverified(Path::new("network.toml"), &document).unwrap();
+            let error = parse(&text().replacen(change.0, change.1, 1)).unwrap().check_against(&network).err();
+            error.map(|error| (error.key.unwrap(), error.line.unwrap()))
+        };
+        let policy = |name: &str| format!("policy = \"{name}\"\ncover =");
+        let hours = r#"class = "standard"
+hours = [{ at = "07:00", class = "standard" }, { at = "23:00", class = "light" }]"#;
+        let adaptive = r#"class = "standard"
+adaptive = { classes = ["light", "standard"], epsilon = 1 }"#;
+        let light = "class = \"light\"";
+        let refused = |key: &str, line| Some((key.to_owned(), line));
+        assert_eq!(checked(hours, ("cover =", &policy("scheduled"))), None);
+        assert_eq!(checked(hours, ("cover =", &policy("fixed"))), refused("policy", 4));
+        assert_eq!(checked(hours, ("cover =", &policy("adaptive"))), refused("policy", 4));
+        assert_eq!(checked(adaptive, ("cover =", &policy("adaptive"))), None);
+        assert_eq!(checked(adaptive, ("cover =", &policy("fixed"))), None);
+        assert_eq!(checked(adaptive, ("cover =", "cover =")), None);
+        assert_eq!(checked(light, ("cover =", "cover =")), refused("class", 3));
+        assert_eq!(checked(light, ("class = \"standard\"", "class = \"light\"")), None);
+    }
+
+    #[test]
     fn class_and_path_must_fit_the_document() {
         let document = body([&[1; 32], &[2; 32], &[3; 32]]);
         let network = NetworkDocument::parse_unverified(Path::new("network.toml"), &document).unwrap();
@@ -391,6 +463,11 @@ routes = ["198.51.100.0/24"]
         ] {
             let error = parse(&text().replacen(from, to, 1)).unwrap().check_against(&network).unwrap_err();
             assert_eq!((error.key.as_deref(), error.line), (Some(key), Some(line)), "{to}: {error}");
+        }
+        for policy in ["scheduled", "adaptive"] {
+            let text = text().replacen("cover =", &format!("policy = \"{policy}\"\ncover ="), 1);
+            let error = parse(&text).unwrap().check_against(&network).unwrap_err();
+            assert_eq!((error.key.as_deref(), error.line), (Some("policy"), Some(4)), "{policy}: {error}");
         }
         let apart = document.replace("between = [\"middle\", \"exit\"]", "between = [\"entry\", \"exit\"]");
         let network = NetworkDocument::parse_unverified(Path::new("network.toml"), &apart).unwrap();

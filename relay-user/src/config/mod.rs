@@ -6,11 +6,12 @@ mod client;
 mod datapath;
 pub mod network;
 mod prefix;
+pub mod rates;
 mod relay;
 mod source;
 mod timestamp;
 
-pub use client::{ClientConfig, Cover, DecoyPlan, Tun};
+pub use client::{ClientConfig, ClientPolicy, Cover, DecoyPlan, Tun};
 pub use datapath::{BindMode, BusyPoll, Control, Datapath, DatapathMode, HugePages, PollMode, Worker};
 pub use network::NetworkDocument;
 pub use prefix::{InvalidPrefix, Prefix};

@@ -12,11 +12,13 @@ use relay_common::wire::{CELL_LEN, MAX_HOPS, RELAY_ID_LEN};
 use serde::Deserialize;
 use toml::Spanned;
 
+use super::rates::{self, Clients, Hour, RawClients, RawEpochs, RawHour, RawLoss};
 use super::source::{ConfigError, Source, hex_bytes};
 use super::timestamp::Timestamp;
 use crate::crypto::handshake::PROTOCOL_VERSION;
 use crate::crypto::keys::is_signed_by;
 use crate::crypto::{OperatorKey, Suite};
+use crate::rates::LossRules;
 
 const SIGNATURE_PREFIX: &str = "# evenwire-signature: ed25519 ";
 /// Lanes of a trunk, at most: as many as a relay has workers.
@@ -25,7 +27,7 @@ pub const MAX_LANES: u16 = 64;
 const MAX_NAME_LEN: usize = 32;
 
 /// A document that is whole in itself. Whether it is signed and in force is told by how it was obtained.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct NetworkDocument {
     /// Grows with each document of the operator.
     pub epoch: u64,
@@ -37,6 +39,12 @@ pub struct NetworkDocument {
     pub suite: Suite,
     /// Rates that links may have.
     pub classes: BTreeMap<String, Class>,
+    /// Seconds of an epoch: classes change at its multiples in Unix time only. A divisor of a day, at least 10.
+    pub epoch_seconds: u32,
+    /// How clients' links come by their classes; without it, all have the one class that no trunk has.
+    pub clients: Option<Clients>,
+    /// What loss leads to.
+    pub loss: LossRules,
     /// The relays, in the document's order.
     pub relays: Vec<Relay>,
     /// The links between relays, in the document's order.
@@ -79,6 +87,17 @@ pub struct Trunk {
     pub class: String,
     /// Sessions side by side, 1 to [`MAX_LANES`]. Lane i runs between the UDP ports that lie i above the relays' own.
     pub lanes: u16,
+    /// Classes by the time of day; empty where the class is fixed.
+    pub hours: Vec<Hour>,
+    /// Names of the classes that lasting loss leads to, each slower than the one before.
+    pub lower: Vec<String>,
+}
+
+impl Trunk {
+    fn may_have(&self, class: &str) -> bool {
+        let by_hour = self.hours.iter().map(|hour| &hour.class);
+        [&self.class].into_iter().chain(by_hour).chain(&self.lower).any(|name| name == class)
+    }
 }
 
 impl NetworkDocument {
@@ -103,9 +122,19 @@ impl NetworkDocument {
         Self::accept(Source::new(file, text), operator, now)
     }
 
-    /// Whether a trunk has this class.
+    /// Whether a trunk has this class, at some time of the day or for its loss.
     pub fn is_of_trunks(&self, class: &str) -> bool {
-        self.trunks.iter().any(|trunk| trunk.class == class)
+        self.trunks.iter().any(|trunk| trunk.may_have(class))
+    }
+
+    /// Name of the class of clients' links: that of `[clients]`, else the one that no trunk has. With more than one of
+    /// these, a relay could not tell which a client means before its first cell.
+    pub fn client_class(&self) -> Option<&str> {
+        if let Some(clients) = &self.clients {
+            return Some(&clients.class);
+        }
+        let mut free = self.classes.keys().filter(|name| !self.is_of_trunks(name));
+        free.next().filter(|_| free.next().is_none()).map(String::as_str)
     }
 
     /// Reads a document without asking who signed it or whether it holds; for showing and signing only.
@@ -205,8 +234,26 @@ impl NetworkDocument {
         }
         let classes = classes::classes(source, &raw.classes)?;
         let relays = relays(source, &raw.relays)?;
-        let trunks = trunks(source, &raw.trunks, &classes, &relays)?;
-        Ok(Self { epoch: raw.epoch, valid_from, valid_until, suite, classes, relays, trunks })
+        let epoch_seconds = rates::epoch_seconds(source, raw.epochs.as_ref())?;
+        let trunks = trunks(source, &raw.trunks, &classes, &relays, epoch_seconds)?;
+        let clients = rates::clients(source, raw.clients.as_ref(), &classes, epoch_seconds)?;
+        let loss = rates::loss(source, raw.loss.as_ref())?;
+        let document = Self {
+            epoch: raw.epoch,
+            valid_from,
+            valid_until,
+            suite,
+            classes,
+            epoch_seconds,
+            clients,
+            loss,
+            relays,
+            trunks,
+        };
+        for trunk in &raw.trunks {
+            rates::room(source, &trunk.hours, &document)?;
+        }
+        Ok(document)
     }
 }
 
@@ -266,6 +313,9 @@ struct RawDocument {
     cell_len: Spanned<i64>,
     suite: Spanned<i64>,
     classes: BTreeMap<String, classes::RawClass>,
+    epochs: Option<RawEpochs>,
+    clients: Option<RawClients>,
+    loss: Option<RawLoss>,
     relays: Vec<RawRelay>,
     #[serde(default)]
     trunks: Vec<RawTrunk>,
@@ -287,6 +337,10 @@ struct RawTrunk {
     between: Spanned<[String; 2]>,
     class: Spanned<String>,
     lanes: Option<Spanned<i64>>,
+    #[serde(default)]
+    hours: Vec<RawHour>,
+    #[serde(default)]
+    lower: Vec<Spanned<String>>,
 }
 
 fn timestamp(source: &Source, text: &Spanned<String>, key: &str) -> Result<Timestamp, ConfigError> {
@@ -350,6 +404,7 @@ fn trunks(
     raw: &[RawTrunk],
     classes: &BTreeMap<String, Class>,
     relays: &[Relay],
+    epoch: u32,
 ) -> Result<Vec<Trunk>, ConfigError> {
     let mut pairs = BTreeSet::new();
     let mut trunks = Vec::with_capacity(raw.len());
@@ -373,7 +428,10 @@ fn trunks(
             return Err(source.refuse(&entry.class, "trunks.class", what, "name a class of this document"));
         }
         let lanes = lanes(source, entry, &between, relays)?;
-        trunks.push(Trunk { between, class: entry.class.get_ref().clone(), lanes });
+        let class = entry.class.get_ref().clone();
+        let hours = rates::hours(source, &entry.hours, "trunks", &entry.class, classes, epoch)?;
+        let lower = rates::lower(source, &entry.lower, "trunks", &class, classes)?;
+        trunks.push(Trunk { between, class, lanes, hours, lower });
     }
     Ok(trunks)
 }

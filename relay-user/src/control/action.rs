@@ -41,6 +41,8 @@ pub(super) enum Refusal {
     UnknownPeer,
     /// An answer to nothing that was asked.
     Unexpected,
+    /// A link that lost too much and must stay down for a while.
+    Stopped,
     /// No free link, session or circuit number.
     Exhausted,
     /// A circuit or an extension that this relay does not accept.
@@ -52,7 +54,7 @@ pub(super) enum Refusal {
 }
 
 impl Refusal {
-    pub(super) const ALL: [Self; 11] = [
+    pub(super) const ALL: [Self; 12] = [
         Self::Malformed,
         Self::WrongMac,
         Self::NoToken,
@@ -60,6 +62,7 @@ impl Refusal {
         Self::Unauthentic,
         Self::UnknownPeer,
         Self::Unexpected,
+        Self::Stopped,
         Self::Exhausted,
         Self::CircuitRefused,
         Self::NoFrame,
@@ -75,6 +78,7 @@ impl Refusal {
             Self::Unauthentic => "handshake_unauthentic",
             Self::UnknownPeer => "handshake_unknown_peer",
             Self::Unexpected => "handshake_unexpected",
+            Self::Stopped => "link_stopped",
             Self::Exhausted => "control_exhausted",
             Self::CircuitRefused => "circuit_refused",
             Self::NoFrame => "control_no_frame",

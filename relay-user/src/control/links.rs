@@ -2,22 +2,28 @@
 //! no clock: [`Outbox`] takes what is to be done.
 
 mod parked;
+mod rates;
 mod rekey;
+
+pub(super) use rates::Rates;
 
 use super::action::{Action, Outbox, Refusal};
 use crate::crypto::datagram::{HsInit, HsResp, Mac1Key, Retry};
 use crate::crypto::handshake::{self, HandshakeRole, Initiator, Prologue};
 use crate::crypto::retry::{InitGuard, TokenKeys, TokenSubject};
 use crate::crypto::{LinkKeys, StaticKey, Suite};
-use crate::engine::schedule::{Law, Schedule};
+use crate::engine::schedule::{Law, RateOffset};
 use crate::engine::time::Nanos;
 use crate::engine::{Command, Session};
+use crate::rates::Plan;
 use parked::Parked;
 use rand_core::{CryptoRng, Rng};
+use rates::Governed;
 use relay_common::abi::session_slot;
 use relay_common::wire::{DatagramType, DestroyReason, RELAY_ID_LEN};
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 /// First and longest wait for an answer to HS_INIT; doubled each time, with a quarter of jitter.
 const RETRANSMIT: (u64, u64) = (Nanos::SECOND.0, 4 * Nanos::SECOND.0);
@@ -50,7 +56,7 @@ pub(super) struct Peer {
     pub(super) address: SocketAddr,
     /// Which of the trunk's sessions side by side this is.
     pub(super) lane: u16,
-    pub(super) pace: Pace,
+    pub(super) plan: Arc<Plan>,
     /// This side begins the handshake.
     pub(super) initiates: bool,
 }
@@ -60,7 +66,8 @@ pub(super) struct Identity {
     pub(super) id: [u8; RELAY_ID_LEN],
     pub(super) key: StaticKey,
     pub(super) port: u16,
-    pub(super) client_pace: Pace,
+    /// How its clients' links come by their classes.
+    pub(super) clients: Arc<Plan>,
     mac1: Mac1Key,
     tokens: TokenKeys,
     guard: InitGuard,
@@ -71,13 +78,13 @@ impl Identity {
         id: [u8; RELAY_ID_LEN],
         key: StaticKey,
         port: u16,
-        client_pace: Pace,
+        clients: Arc<Plan>,
         now: Nanos,
         rng: &mut impl CryptoRng,
     ) -> Self {
         let mac1 = Mac1Key::new(key.public());
         let tokens = TokenKeys::new(now.0, rng);
-        Self { id, key, port, client_pace, mac1, tokens, guard: InitGuard::new(GUARD) }
+        Self { id, key, port, clients, mac1, tokens, guard: InitGuard::new(GUARD) }
     }
 }
 
@@ -110,7 +117,7 @@ enum Who {
 struct Link {
     who: Who,
     address: SocketAddr,
-    pace: Pace,
+    governed: Governed,
     initiator: bool,
     /// Receive index of the newest session.
     index: u32,
@@ -134,6 +141,7 @@ pub(super) struct Links {
     /// Free link numbers of each worker: worker i of n has those that are i modulo n.
     free: Vec<Vec<u32>>,
     slots: HashSet<u32>,
+    pub(super) rates: Rates,
 }
 
 impl Links {
@@ -144,6 +152,7 @@ impl Links {
         peers: Vec<Peer>,
         capacity: u32,
         workers: u16,
+        rates: Rates,
     ) -> Self {
         let step = usize::from(workers.max(1));
         let free =
@@ -158,6 +167,7 @@ impl Links {
             parked: HashMap::new(),
             free: free.collect(),
             slots: HashSet::new(),
+            rates,
         }
     }
 
@@ -180,13 +190,13 @@ impl Links {
         self.links.get(&link).is_some_and(|link| link.who == Who::Client)
     }
 
-    /// Cells per second of a link; zero where it is gone.
+    /// Cells per second that a link's circuit may come to need; zero where the link is gone.
     pub(super) fn rate(&self, link: u32) -> u32 {
         let Some(link) = self.links.get(&link) else { return 0 };
         match (&link.who, &self.identity) {
             // On a trunk, a circuit takes what its client's class takes.
-            (Who::Peer(_), Some(identity)) => identity.client_pace.rate,
-            _ => link.pace.rate,
+            (Who::Peer(_), Some(identity)) => identity.clients.fastest(),
+            _ => link.governed.plan.fastest(),
         }
     }
 
@@ -198,11 +208,9 @@ impl Links {
             let here = **number % workers == beside % workers;
             here && link.confirmed && matches!(link.who, Who::Peer(at) if self.peers[at].id == id)
         });
-        let clients = self.identity.as_ref().map(|identity| identity.client_pace.law);
-        let spare = |link: &Link| {
-            let Pace { law, rate } = link.pace;
-            law.usable(rate, clients.unwrap_or(law)).saturating_sub(link.reserved)
-        };
+        let clients = self.identity.as_ref().map(|identity| identity.clients.as_ref());
+        let rates = &self.rates;
+        let spare = |link: &Link| rates.usable(&link.governed.plan, clients).saturating_sub(link.reserved);
         let (number, link) = lanes.max_by_key(|(_, link)| spare(link)).ok_or(DestroyReason::NoSuchRelay)?;
         if spare(link) < rate {
             return Err(DestroyReason::NoCapacity);
@@ -239,6 +247,7 @@ impl Links {
         if let Some(identity) = &mut self.identity {
             identity.tokens.refresh(now.0, rng);
         }
+        self.rates.forget_stopped(now);
         self.give_parked_up(Nanos(now.0.saturating_sub(CONFIRMATION.0)), out);
         for peer in 0..self.peers.len() {
             if self.peers[peer].initiates && self.up(peer).is_none() && now >= self.dials[peer].again {
@@ -248,6 +257,7 @@ impl Links {
         let numbers: Vec<u32> = self.links.keys().copied().collect();
         for number in numbers {
             self.tend(number, now, rng, out);
+            self.govern(number, now, rng, out);
         }
     }
 
@@ -329,6 +339,9 @@ impl Links {
             out.push(Action::Datagram { lane, to: source, bytes: retry.encode().to_vec() });
             return;
         }
+        if self.rates.is_stopped_source(source, now) {
+            return out.refuse(Refusal::Stopped);
+        }
         let prologue = Prologue::new(self.suite, init.role, &identity.id, &init.retry_token);
         let Ok(answer) = handshake::respond(init.role, &identity.key, init.message, &prologue) else {
             return out.refuse(Refusal::Unauthentic);
@@ -336,14 +349,15 @@ impl Links {
         if identity.guard.admit(now.0, init.message).is_err() {
             return out.refuse(Refusal::ReplayedInit);
         }
-        let client_pace = identity.client_pace;
-        let (who, pace) = match init.role {
-            HandshakeRole::Client => (Who::Client, client_pace),
+        let clients = &identity.clients;
+        let (who, plan) = match init.role {
+            HandshakeRole::Client => (Who::Client, Arc::clone(clients)),
             HandshakeRole::Relay => {
                 let asks = |peer: &Peer| Some(peer.public) == answer.peer && peer.lane == lane;
                 let known = self.peers.iter().position(asks);
                 match known {
-                    Some(at) => (Who::Peer(at), self.peers[at].pace),
+                    Some(at) if self.rates.is_stopped_peer(at, now) => return out.refuse(Refusal::Stopped),
+                    Some(at) => (Who::Peer(at), Arc::clone(&self.peers[at].plan)),
                     None => return out.refuse(Refusal::UnknownPeer),
                 }
             }
@@ -355,7 +369,7 @@ impl Links {
         let response = HsResp { sender_index: receive_index, receiver_index: init.sender_index, message };
         let reply = response.encode(rng).to_vec();
         let send_index = init.sender_index;
-        let parked = Parked { who, lane, source, pace, send_index, split: answer.split, born: now };
+        let parked = Parked { who, lane, source, plan, send_index, split: answer.split, born: now };
         let opened = match who {
             Who::Client if self.workers() > 1 => self.park(receive_index, parked, out),
             Who::Client => self.open(receive_index, &parked, 0, false, rng, out),
@@ -407,10 +421,10 @@ impl Links {
         let index = attempt.sender_index;
         match attempt.initiator.finish(response.message) {
             Ok(split) => {
-                let Peer { pace, lane, .. } = self.peers[at];
+                let (lane, plan) = (self.peers[at].lane, Arc::clone(&self.peers[at].plan));
                 let send_index = response.sender_index;
                 let answered =
-                    Parked { who: Who::Peer(at), lane, source, pace, send_index, split, born: now };
+                    Parked { who: Who::Peer(at), lane, source, plan, send_index, split, born: now };
                 self.open(index, &answered, u32::from(lane), true, rng, out);
                 self.dials[at].tries = 0;
                 log::info!("link to {} is up", self.peers[at].name);
@@ -433,7 +447,7 @@ impl Links {
         rng: &mut impl CryptoRng,
         out: &mut Outbox,
     ) -> bool {
-        let Parked { who, lane, source: address, pace, send_index, ref split, born: now } = *shaken;
+        let Parked { who, lane, source: address, ref plan, send_index, ref split, born: now } = *shaken;
         if initiator {
             self.close_others(who, None, out);
         }
@@ -443,9 +457,9 @@ impl Links {
             out.refuse(Refusal::Exhausted);
             return false;
         };
-        let mut seed = [0; 32];
-        rng.fill_bytes(&mut seed);
-        let schedule = Box::new(Schedule::new(pace.law, pace.rate, now, seed));
+        let governor = self.rates.governor(plan, now);
+        let offset = RateOffset::draw(rng);
+        let schedule = self.rates.schedule(governor.class(), offset, now, rng);
         out.worker(Command::AddLink { link: number, schedule });
         out.push(Action::Aim { link: number, lane, remote: address });
         let keys = LinkKeys::derive(split, self.suite, initiator);
@@ -454,7 +468,7 @@ impl Links {
         let link = Link {
             who,
             address,
-            pace,
+            governed: Governed::new(Arc::clone(plan), governor, offset, now),
             initiator,
             index: receive_index,
             confirmed: initiator,

@@ -8,6 +8,7 @@ mod decoys;
 mod links;
 mod node;
 mod path;
+pub(crate) mod plans;
 mod start;
 mod status;
 

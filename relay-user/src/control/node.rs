@@ -6,7 +6,8 @@ use super::circuits::Circuits;
 use super::decoys::Decoys;
 use super::links::Links;
 use super::path::{Neighbours, Path};
-use super::status::{LinkStatus, QueueStatus, Status, StatusSocket, answer};
+use super::status::{LinkStatus, QueueStatus, RatesStatus, Status, StatusSocket, answer};
+use crate::engine::time::Nanos;
 use crate::engine::{DropReason, Event};
 use crate::observe::live::{AuditState, Breach};
 use crate::port::PortMode;
@@ -17,7 +18,7 @@ use rand_chacha::ChaCha20Rng;
 use relay_common::abi::{Counter, SessionEntry};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// How often timers are looked at.
@@ -82,6 +83,8 @@ pub(super) struct Node {
     pub(super) path: Path,
     pub(super) neighbours: Option<Neighbours>,
     pub(super) status: StatusSocket,
+    /// How clients' links come by their classes.
+    pub(super) policy: &'static str,
     /// Cells that came to the kernel's socket instead of the worker.
     pub(super) kernel_path: u64,
     /// Breaches of the self-audit that the log has.
@@ -143,11 +146,16 @@ impl Node {
 
     fn on_tick(&mut self) {
         let now = self.clock.now();
+        self.links.rates.on_clock(SystemTime::now().into(), now);
         self.links.on_tick(now, &mut self.rng, &mut self.out);
         match &mut self.part {
             Part::Relay(circuits) => circuits.on_tick(now, &mut self.out),
             Part::Client(own) => {
-                let last = self.workers.totals().map(|totals| totals.last_delivery).max().unwrap_or_default();
+                let mut last = Nanos(0);
+                for totals in self.workers.totals() {
+                    last = last.max(totals.last_delivery);
+                    self.links.rates.on_payload(totals.payload, now);
+                }
                 own.builder.on_tick(now, last, &self.links, &mut self.rng, &mut self.out);
                 if let Some(decoys) = &mut own.decoys {
                     decoys.on_tick(now, &self.links, &mut self.rng, &mut self.out);
@@ -197,7 +205,7 @@ impl Node {
             }
             (Event::LinkSilent { link }, _) => links.on_silent(link, now, out),
             (Event::LinkControl { link, command, frame }, _) => {
-                links.on_rekey(link, command, frame, now, rng, out);
+                links.on_link_control(link, command, frame, now, rng, out);
             }
             (Event::Create { back, seq, frame }, Part::Relay(circuits)) => match links.identity() {
                 Some(identity) => circuits.on_create(back, seq, frame, &identity.key, links, out),
@@ -354,6 +362,7 @@ impl Node {
                 Part::Relay(_) => None,
             },
             self_audit: self.audit().into(),
+            rates: RatesStatus::new(&self.links.rates, self.policy),
         }
     }
 }

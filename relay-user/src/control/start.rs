@@ -4,14 +4,15 @@ use super::action::Outbox;
 use super::builder::Builder;
 use super::circuits::{Circuits, PathRelay};
 use super::decoys::Decoys;
-use super::links::{Identity, Links, Pace, Peer};
+use super::links::{Identity, Links, Pace, Peer, Rates};
 use super::node::{Node, Own, Part, StopRequests, runtime};
 use super::path::{Neighbours, Path, Socket};
+use super::plans;
 use super::status::StatusSocket;
 use crate::config::network::{Class, Relay};
 use crate::config::{
-    BindMode, BusyPoll, ClientConfig, ConfigError, Cover, Datapath, DatapathMode, HugePages, NetworkDocument,
-    PollMode, Prefix, RelayConfig, Timestamp,
+    BindMode, BusyPoll, ClientConfig, ClientPolicy, ConfigError, Cover, Datapath, DatapathMode, HugePages,
+    NetworkDocument, PollMode, Prefix, RelayConfig, Timestamp,
 };
 use crate::crypto::StaticKey;
 use crate::edge::pool::PoolNetworks;
@@ -19,6 +20,7 @@ use crate::edge::routes::GuardedRoutes;
 use crate::edge::{ClientEdge, ExitEdge, Offload};
 use crate::engine::{Engine, Limits};
 use crate::port::{AfXdpPort, ControlDatagram, Port, PortMode, UdpPort};
+use crate::rates::Epochs;
 use crate::steering::{AttachMode, Steering};
 use crate::worker::{Clock, NodeEdge, Poll, Seat, Workers};
 use crate::xsk::{self, Arena, BindRequest, SocketConfig};
@@ -28,6 +30,7 @@ use rand_core::SeedableRng;
 use relay_common::classify::Ports;
 use relay_common::wire::MAX_HOPS;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 /// Handshake datagrams that may wait for the control plane.
@@ -62,9 +65,9 @@ async fn relay(config: RelayConfig, key: StaticKey, network: NetworkDocument, me
     let mut limits = Limits { exit: config.exit.is_some(), ..Limits::default() };
     limits.events = 2 * limits.circuits as usize;
     limits.waiting = config.datapath.frames as usize / 2;
-    let (_, client_class) = network.class_of_clients(&config.network)?;
-    let client_pace = pace(client_class);
-    limits.spare = client_class.schedule.spare();
+    let clients = Arc::new(plans::of_clients(&config.network, &network, ClientPolicy::Adaptive)?);
+    let rates = rates(&network, clock);
+    limits.spare = rates.spare(&clients);
     let port = me.address.port();
 
     let workers = config.worker.count;
@@ -82,8 +85,9 @@ async fn relay(config: RelayConfig, key: StaticKey, network: NetworkDocument, me
         None => std::iter::repeat_with(|| NodeEdge::None).take(workers.into()).collect(),
     };
     let peers = trunk_peers(&network, &me)?;
-    let identity = Identity::new(me.id, key, port, client_pace, clock.now(), &mut rng);
-    let links = Links::new(network.suite, Some(identity), peers, limits.links, workers);
+    let policy = clients.policy.name();
+    let identity = Identity::new(me.id, key, port, clients, clock.now(), &mut rng);
+    let links = Links::new(network.suite, Some(identity), peers, limits.links, workers, rates);
     let circuits = Circuits::new(me.id, network.suite, limits.circuits, limits.exit, workers);
     let OpenDatapath { arena, queues, mode, steering, socket, neighbours, local } = datapath;
     let workers = queues.start(limits, edges, arena, clock, &config.worker)?;
@@ -102,6 +106,7 @@ async fn relay(config: RelayConfig, key: StaticKey, network: NetworkDocument, me
         path: Path::new(socket, local),
         neighbours,
         status,
+        policy,
         kernel_path: 0,
         breaches_logged: 0,
     };
@@ -113,7 +118,9 @@ async fn client(config: ClientConfig, network: NetworkDocument) -> Result<()> {
     let status = bind_status(&config.control.socket)?;
     let clock = Clock::start();
     let mut rng = system_rng()?;
-    let (_, class) = network.class_of_clients(&config.network)?;
+    let wanted = config.policy.unwrap_or(ClientPolicy::Scheduled);
+    let plan = Arc::new(plans::of_clients(&config.network, &network, wanted)?);
+    let policy = plan.policy.name();
     let path = client_path(&config, &network)?;
     let entry = network.relay_by_id(&path[0].id).context("the entry is in the document")?;
     let peers = vec![Peer {
@@ -122,7 +129,7 @@ async fn client(config: ClientConfig, network: NetworkDocument) -> Result<()> {
         public: entry.key,
         address: entry.address,
         lane: 0,
-        pace: pace(class),
+        plan,
         initiates: true,
     }];
     let listen = config.datapath.listen.unwrap_or_else(|| SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0));
@@ -134,7 +141,7 @@ async fn client(config: ClientConfig, network: NetworkDocument) -> Result<()> {
 
     let waiting = config.datapath.frames as usize / 2;
     let limits = Limits { links: 16, circuits: 16, waiting, ..Limits::default() };
-    let links = Links::new(network.suite, None, peers, limits.links, 1);
+    let links = Links::new(network.suite, None, peers, limits.links, 1, rates(&network, clock));
     let decoys = config.decoys.map(|plan| {
         let paths = network.paths().filter(|path| path[0].name == entry.name).map(path_relays).collect();
         Decoys::new(plan, paths, network.suite, clock.now(), &mut rng)
@@ -156,6 +163,7 @@ async fn client(config: ClientConfig, network: NetworkDocument) -> Result<()> {
         path: Path::new(socket, local),
         neighbours,
         status,
+        policy,
         kernel_path: 0,
         breaches_logged: 0,
     };
@@ -347,8 +355,14 @@ fn system_rng() -> Result<ChaCha20Rng> {
     Ok(ChaCha20Rng::from_seed(seed))
 }
 
-const fn pace(class: Class) -> Pace {
+const fn pace(class: &Class) -> Pace {
     Pace { law: class.schedule, rate: class.rate }
+}
+
+/// What links need to know of classes.
+fn rates(network: &NetworkDocument, clock: Clock) -> Rates {
+    let paces = network.classes.values().map(pace).collect();
+    Rates::new(paces, Epochs::new(network.epoch_seconds), SystemTime::now().into(), clock.now())
 }
 
 fn trunk_peers(network: &NetworkDocument, me: &Relay) -> Result<Vec<Peer>> {
@@ -361,7 +375,7 @@ fn trunk_peers(network: &NetworkDocument, me: &Relay) -> Result<Vec<Peer>> {
             _ => continue,
         };
         let peer = network.relay(name).context("a trunk joins relays of the document")?;
-        let class = network.classes.get(&trunk.class).context("a trunk has a class of the document")?;
+        let plan = Arc::new(plans::of_trunk(network, trunk)?);
         for lane in 0..trunk.lanes {
             let mut address = peer.address;
             address.set_port(address.port() + lane);
@@ -371,7 +385,7 @@ fn trunk_peers(network: &NetworkDocument, me: &Relay) -> Result<Vec<Peer>> {
                 public: peer.key,
                 address,
                 lane,
-                pace: pace(*class),
+                plan: Arc::clone(&plan),
                 initiates,
             });
         }

@@ -1,7 +1,9 @@
 //! What the operator may see: totals, over a Unix socket. No address, no payload-against-cover, nothing by client.
 
+use super::links::Rates;
 use crate::observe::live::AuditState;
 use crate::port::PortMode;
+use crate::rates::LedgerSummary;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::io;
@@ -33,6 +35,7 @@ pub(super) struct Status {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) decoys_begun: Option<u64>,
     pub(super) self_audit: SelfAuditStatus,
+    pub(super) rates: RatesStatus,
 }
 
 /// Whether the node's own emission times tell payload from cover. Nothing here is counted by kind of cell.
@@ -56,6 +59,28 @@ impl From<AuditState> for SelfAuditStatus {
             epochs: state.epochs,
             statistic: state.last.map(|breach| breach.statistic.name()),
             at_least: state.last.map(|breach| breach.at_least),
+        }
+    }
+}
+
+/// Classes by epoch: what they may have told, and what loss did.
+#[derive(Debug, Serialize)]
+pub(super) struct RatesStatus {
+    /// Of clients' links: `fixed`, `scheduled` or `adaptive`.
+    policy: &'static str,
+    epoch_seconds: u64,
+    /// Links stopped for their loss.
+    breaker_trips: u64,
+    leakage: LedgerSummary,
+}
+
+impl RatesStatus {
+    pub(super) fn new(rates: &Rates, policy: &'static str) -> Self {
+        Self {
+            policy,
+            epoch_seconds: rates.epoch_seconds(),
+            breaker_trips: rates.trips(),
+            leakage: rates.summary(),
         }
     }
 }

@@ -12,6 +12,7 @@ use super::tun::{Offload, Tun, TunError};
 pub struct ClientEdge {
     tun: Tun,
     drops: EdgeDrops,
+    payload: [u64; 2],
 }
 
 impl ClientEdge {
@@ -23,7 +24,7 @@ impl ClientEdge {
     pub fn open(name: &str, offload: Offload) -> Result<Self, TunError> {
         let addresses = [(CLIENT_V4.into(), 32), (CLIENT_V6.into(), 128)];
         let tun = Tun::create(name, &addresses, INNER_MTU, offload)?;
-        Ok(Self { tun, drops: EdgeDrops::default() })
+        Ok(Self { tun, drops: EdgeDrops::default(), payload: [0; 2] })
     }
 
     /// Moves up to `max` packets that wait in the TUN into `packer` at `now` (monotonic nanoseconds). Returns how many
@@ -39,6 +40,7 @@ impl ClientEdge {
                 }
             }
             let packet = self.tun.packet();
+            self.payload[0] += packet.len() as u64;
             let pushed = outgoing(packet)
                 .and_then(|kind| packer.push(kind, packet, now).map_err(|_| EdgeDrop::QueueFull));
             if let Err(reason) = pushed {
@@ -51,6 +53,7 @@ impl ClientEdge {
     /// Hands a packet that came through the tunnel to the client's programs, at the latest with the next
     /// [`ClientEdge::flush`]. Control blocks are not packets and are refused as of no IP version.
     pub fn deliver(&mut self, kind: BlockKind, packet: &[u8]) {
+        self.payload[1] += packet.len() as u64;
         let Some(copy) = self.tun.stage(packet) else {
             return self.drops.count(EdgeDrop::TooLong);
         };
@@ -68,6 +71,11 @@ impl ClientEdge {
     /// Packets dropped, by reason.
     pub fn drops(&self) -> &EdgeDrops {
         &self.drops
+    }
+
+    /// Bytes of packets that came from the client's programs and that were for them, dropped ones included.
+    pub fn payload(&self) -> [u64; 2] {
+        self.payload
     }
 
     /// The TUN device.

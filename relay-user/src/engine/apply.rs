@@ -2,9 +2,10 @@
 
 use super::circuit::{Carried, Circuit, Direction, Origin, Role, Side};
 use super::extra::MAX_MACHINES;
-use super::link::{CONTROL_CELLS, ControlCell, Link, Session};
+use super::link::{CONTROL_CELLS, ControlCell, Link, Session, sealed_ahead};
 use super::schedule::Schedule;
 use super::time::Nanos;
+use super::wheel;
 use super::{Command, DropReason, Edge, Engine, Event, body_mut, put_header, relay_header};
 use crate::crypto::HopKeys;
 use crate::xsk::Frame;
@@ -24,6 +25,8 @@ impl Engine {
                     self.due.reserve(self.sealed_bound.saturating_sub(self.due.len()));
                 }
             }
+            Command::SetSchedule { link, from, schedule } => self.set_schedule(link, from, schedule, now),
+            Command::ReportLoss { link } => self.queue_control(link, ControlCell::Loss),
             Command::InstallSession { session, send_now } => self.install(session, send_now, now),
             Command::RemoveSession { receive_index } => self.remove_session(receive_index),
             Command::RemoveLink { link } => self.remove_link(link, edge, now),
@@ -73,6 +76,24 @@ impl Engine {
         }
     }
 
+    fn set_schedule(&mut self, number: u32, from: Nanos, mut schedule: Box<Schedule>, now: Nanos) {
+        let Some(Some(link)) = self.links.get_mut(number as usize) else { return };
+        // What is sealed stays at its slot, so nothing of the new schedule may come before it.
+        let from = from.max(now + self.limits.lead + wheel::TICK);
+        schedule.skip_to(from);
+        let most = link.max_held.max(sealed_ahead(&schedule, self.limits.lead));
+        self.sealed_bound += most - link.max_held;
+        link.max_held = most;
+        link.coming = Some((from, schedule));
+        let turned = link.turn_over();
+        let deadline = link.schedule.deadline();
+        self.due.reserve(self.sealed_bound.saturating_sub(self.due.len()));
+        // A slow class's next slot may lie far behind the first of a fast one.
+        if turned && self.wheel.contains(number) {
+            self.file(number, deadline, now);
+        }
+    }
+
     fn install(&mut self, session: Box<Session>, send_now: bool, now: Nanos) {
         let (number, index) = (session.link, session.receive_index);
         // A session under the same index goes first.
@@ -101,7 +122,7 @@ impl Engine {
         link.sender = Some(place);
         if !self.wheel.contains(number) {
             // Slots before the first session were never due: they do not count as missed.
-            link.schedule.skip_to(now + self.limits.lead);
+            link.skip_to(now + self.limits.lead);
             let deadline = link.schedule.deadline();
             self.file(number, deadline, now);
         }

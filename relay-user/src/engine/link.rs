@@ -45,6 +45,8 @@ pub struct Session {
     pub send_counter: u64,
     /// Counters received.
     pub window: LinkWindow,
+    /// The counter behind the highest that was received.
+    pub(super) next_expected: u64,
 }
 
 impl Session {
@@ -66,7 +68,16 @@ impl Session {
             born,
             send_counter: 0,
             window: LinkWindow::starting_at(0),
+            next_expected: 0,
         }
+    }
+
+    /// Takes an authentic counter; returns how many cells it shows to have been sent beyond those known of.
+    #[inline]
+    pub(super) fn expect(&mut self, counter: u64) -> u64 {
+        let beyond = counter.saturating_add(1).saturating_sub(self.next_expected);
+        self.next_expected += beyond;
+        beyond
     }
 
     /// Whether the keys are past their time or count.
@@ -90,12 +101,19 @@ pub(super) enum ControlCell {
     Ready(Frame),
     /// Made when its slot comes: needs no frame while it waits.
     Destroy { circ_id: u32, reason: DestroyReason },
+    /// Says what came of the peer's cells; the numbers are those of its slot.
+    Loss,
 }
 
 /// One link: who may send, when, and what.
 #[derive(Debug)]
 pub(super) struct Link {
     pub(super) schedule: Schedule,
+    /// The slots to go over to, and from when on.
+    pub(super) coming: Option<(Nanos, Box<Schedule>)>,
+    /// The peer's cells under all sessions: as many as their counters tell, and those that came.
+    pub(super) expected: u64,
+    pub(super) arrived: u64,
     /// Place of the session that seals.
     pub(super) sender: Option<u32>,
     /// First place in the chain of the link's sessions.
@@ -126,6 +144,9 @@ impl Link {
             max_held: sealed_ahead(&schedule, lead),
             tolerance: tolerance(schedule.period()),
             schedule,
+            coming: None,
+            expected: 0,
+            arrived: 0,
             sender: None,
             sessions: None,
             last_received: now,
@@ -138,11 +159,36 @@ impl Link {
             extra: None,
         }
     }
+
+    /// Goes on to the first slot due at `earliest` or later, over to the coming schedule where that slot is one of its.
+    /// Returns how many slots that skips, of those that were to be.
+    pub(super) fn skip_to(&mut self, earliest: Nanos) -> u64 {
+        let skipped = match &self.coming {
+            Some((from, _)) => self.schedule.skip_to(earliest.min(*from)),
+            None => self.schedule.skip_to(earliest),
+        };
+        if self.turn_over() { skipped + self.schedule.skip_to(earliest) } else { skipped }
+    }
+
+    /// Goes on to the next slot.
+    pub(super) fn advance(&mut self) {
+        self.schedule.advance();
+        self.turn_over();
+    }
+
+    /// Begins the coming schedule where no old slot is left before it; true where it did.
+    pub(super) fn turn_over(&mut self) -> bool {
+        let deadline = self.schedule.deadline();
+        let Some((_, schedule)) = self.coming.take_if(|(from, _)| deadline >= *from) else { return false };
+        self.tolerance = tolerance(schedule.period());
+        self.schedule = *schedule;
+        true
+    }
 }
 
 /// Cells of one link that may be sealed and not yet sent: those of the slots from the latest that is still made up for
 /// to the end of the lead, and one beside them. A wheel tick brings some early.
-fn sealed_ahead(schedule: &Schedule, lead: Nanos) -> usize {
+pub(super) fn sealed_ahead(schedule: &Schedule, lead: Nanos) -> usize {
     let span = tolerance(schedule.period()) + lead + wheel::TICK;
     usize::try_from(schedule.most_within(span)).unwrap_or(usize::MAX).saturating_add(1)
 }
@@ -151,4 +197,63 @@ fn sealed_ahead(schedule: &Schedule, lead: Nanos) -> usize {
 fn tolerance(period: Nanos) -> Nanos {
     let made_up = Nanos(period.0 * MAX_CATCH_UP).min(MAX_TOLERANCE);
     made_up.max(Nanos(period.0 / 2)).max(MIN_TOLERANCE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::schedule::Law;
+    use proptest::prelude::*;
+
+    fn law(jittered: bool) -> Law {
+        if jittered { Law::Jittered } else { Law::Constant }
+    }
+
+    #[test]
+    fn counters_tell_what_was_sent() {
+        let split = crate::crypto::Split { initiator_to_responder: [1; 32], responder_to_initiator: [2; 32] };
+        let keys = LinkKeys::derive(&split, crate::crypto::Suite::Aes256Gcm, true);
+        let mut session = Session::new(0, 1, 2, keys, SocketAddr::from(([192, 0, 2, 1], 1)), Nanos(0));
+        let beyond: Vec<u64> = [0, 1, 4, 3, 5].into_iter().map(|counter| session.expect(counter)).collect();
+        assert_eq!(beyond, [1, 1, 3, 0, 1], "six in all, of which five came");
+    }
+
+    proptest! {
+        /// Slots before the boundary are the old law's and those behind it the new one's, with neither a burst nor a
+        /// gap at the boundary, however late a worker comes.
+        #[test]
+        fn a_change_of_schedule_is_clean(
+            old in 1u32..5000, new in 1u32..5000, was_jittered: bool, is_jittered: bool,
+            after in 0u64..3_000_000_000, seed: [u8; 32], stalls in prop::collection::vec(0u64..40_000_000, 0..3),
+        ) {
+            let start = Nanos(1_000_000_000);
+            let from = start + Nanos(after);
+            let plain = |law, rate, start| Schedule::new(law, rate, start, seed);
+            let mut link = Link::new(plain(law(was_jittered), old, start), Nanos(200_000), start);
+            link.coming = Some((from, Box::new(plain(law(is_jittered), new, from))));
+            link.turn_over();
+            let (mut before, mut behind) = (plain(law(was_jittered), old, start), plain(law(is_jittered), new, from));
+            let mut last = start;
+            for step in 0..400_u64 {
+                if let Some(&stall) = stalls.get(usize::try_from(step / 100).unwrap()).filter(|_| step % 100 == 99) {
+                    let earliest = link.schedule.deadline() + Nanos(stall);
+                    link.skip_to(earliest);
+                    prop_assert!(link.schedule.deadline() >= earliest);
+                }
+                let at = link.schedule.deadline();
+                let expected = if link.coming.is_some() { &mut before } else { &mut behind };
+                while expected.deadline() < at {
+                    expected.advance();
+                }
+                prop_assert_eq!(at < from, link.coming.is_some(), "the law changes at the boundary");
+                if stalls.is_empty() {
+                    prop_assert_eq!(expected.deadline(), at, "not a slot of its law");
+                    let periods = 2 * (before.period().0 + behind.period().0);
+                    prop_assert!(at.since(last).0 <= periods, "a gap of {} at {}", at.since(last).0, step);
+                }
+                last = at;
+                link.advance();
+            }
+        }
+    }
 }

@@ -4,6 +4,7 @@ use super::circuit::Side;
 use super::extra::Extra;
 use super::link::Session;
 use super::schedule::Schedule;
+use super::time::Nanos;
 use crate::crypto::HopKeys;
 use crate::xsk::Frame;
 use relay_common::wire::{Command as CellCommand, DestroyReason, HopCommand};
@@ -24,6 +25,22 @@ pub enum Command {
         link: u32,
         /// The machines.
         extra: Box<Extra>,
+    },
+    /// Lets a link go over to other slots: those that come due before `from` follow the old law, later ones the new.
+    /// A change that still waits is replaced. Where `from` is nearer than the engine seals ahead, the change comes with
+    /// the first slot that is not sealed yet.
+    SetSchedule {
+        /// Link number.
+        link: u32,
+        /// The last of the old slots comes before.
+        from: Nanos,
+        /// The new slots, laid down from `from` on.
+        schedule: Box<Schedule>,
+    },
+    /// Sends the peer how many of its cells were expected and came since the link was added, in the next slot.
+    ReportLoss {
+        /// Link number.
+        link: u32,
     },
     /// Adds a session to a link. `send_now` is the initiator's side: it is sure of the peer. The other side sends
     /// once the peer's first cell confirms the keys.
@@ -153,8 +170,10 @@ impl Command {
     /// Whose the command is, where there are several engines.
     pub fn home(&self) -> Home {
         match self {
-            Self::SetExtra { link, .. }
-            | Self::AddLink { link, .. }
+            Self::AddLink { link, .. }
+            | Self::SetExtra { link, .. }
+            | Self::SetSchedule { link, .. }
+            | Self::ReportLoss { link }
             | Self::RemoveLink { link }
             | Self::SendCell { link, .. } => Home::Link(*link),
             Self::InstallSession { session, .. } => Home::Link(session.link),
@@ -187,11 +206,11 @@ pub enum Event {
         /// Link number.
         link: u32,
     },
-    /// A rekey message of a link.
+    /// A message of a link's peer about the link itself.
     LinkControl {
         /// Link number.
         link: u32,
-        /// REKEY_INIT or REKEY_RESP.
+        /// REKEY_INIT, REKEY_RESP, RATE or LOSS.
         command: CellCommand,
         /// Holds the body.
         frame: Frame,

@@ -52,24 +52,27 @@ impl Engine {
             return Err(DropReason::Replayed);
         }
         let (number, born) = (session.link, session.born);
+        let beyond = session.expect(header.counter);
         self.counters.received += 1;
         let circuit_header = cell[LINK_HEADER_LEN..]
             .first_chunk::<CIRCUIT_HEADER_LEN>()
             .and_then(CircuitHeader::decode)
             .ok_or(DropReason::BadCircuitHeader)?;
-        self.note_arrival(number, place, born, now);
+        self.note_arrival(number, place, born, beyond, now);
         Ok((number, circuit_header))
     }
 
-    /// The link lives; a cell under newer keys than those in use confirms them.
+    /// The link lives, and its counter moved on by `beyond`; a cell under newer keys than those in use confirms them.
     #[inline]
-    fn note_arrival(&mut self, number: u32, place: u32, born: Nanos, now: Nanos) {
+    fn note_arrival(&mut self, number: u32, place: u32, born: Nanos, beyond: u64, now: Nanos) {
         let Some(Some(link)) = self.links.get_mut(number as usize) else { return };
         link.last_received = now;
         link.reported_silent = false;
         if let Some(extra) = &mut link.extra {
             extra.on_arrival(now);
         }
+        link.expected += beyond;
+        link.arrived += 1;
         if link.sender == Some(place) {
             return;
         }
@@ -100,7 +103,7 @@ impl Engine {
                         let _ = self.dummy.forward.open_layer(header.hop_seq, &mut body[..layer_len(0)]);
                     }
                 }
-                Some(command @ (Command::RekeyInit | Command::RekeyResp)) => {
+                Some(command) if command.is_link() => {
                     self.raise(Event::LinkControl { link, command, frame });
                 }
                 _ => self.counters.drop(DropReason::UnknownCommand),

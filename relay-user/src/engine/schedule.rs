@@ -81,6 +81,24 @@ impl fmt::Display for Law {
     }
 }
 
+/// How far one direction of one link is off its class's rate: uniform within [`RATE_OFFSET_PPM`] either way. Who changes a
+/// link's class keeps it: the mean of many offsets would be the host's own clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RateOffset(u64);
+
+impl RateOffset {
+    /// Draws one.
+    pub fn draw(rng: &mut impl Rng) -> Self {
+        Self(rng.next_u64())
+    }
+
+    /// The mean gap of a link whose class has `nominal`.
+    fn apply(self, nominal: u64) -> u64 {
+        let span = nominal / 1_000_000 * u64::from(2 * RATE_OFFSET_PPM);
+        nominal - span / 2 + scale(self.0, span)
+    }
+}
+
 /// The slots of one direction of one link.
 #[derive(Debug)]
 pub struct Schedule {
@@ -101,10 +119,13 @@ impl Schedule {
     /// clock, and nothing from measuring for longer. The seed decides all of it and every later deadline.
     pub fn new(law: Law, rate: u32, start: Nanos, seed: [u8; 32]) -> Self {
         let mut rng = ChaCha8Rng::from_seed(seed);
-        let nominal = nominal(rate);
-        let span = nominal / 1_000_000 * u64::from(2 * RATE_OFFSET_PPM);
-        let period = nominal - span / 2 + uniform(&mut rng, span);
-        Self::with_period(law, period, start, rng)
+        let offset = RateOffset::draw(&mut rng);
+        Self::with_period(law, offset.apply(nominal(rate)), start, rng)
+    }
+
+    /// Like [`Schedule::new`], with an offset that the link has already.
+    pub fn with_offset(law: Law, rate: u32, offset: RateOffset, start: Nanos, seed: [u8; 32]) -> Self {
+        Self::with_period(law, offset.apply(nominal(rate)), start, ChaCha8Rng::from_seed(seed))
     }
 
     /// Like [`Schedule::new`], at the class's rate exactly: for measurements that count slots against a clock.
@@ -301,8 +322,12 @@ const fn fixed(at: Nanos) -> u128 {
 
 /// A number below `bound`, uniform to within 2^-64 of `bound`; 0 where that is 0.
 fn uniform(rng: &mut impl Rng, bound: u64) -> u64 {
-    let scaled = (u128::from(rng.next_u64()) * u128::from(bound)) >> 64;
-    u64::try_from(scaled).unwrap_or(0)
+    scale(rng.next_u64(), bound)
+}
+
+/// The share `number` / 2^64 of `bound`.
+fn scale(number: u64, bound: u64) -> u64 {
+    u64::try_from((u128::from(number) * u128::from(bound)) >> 64).unwrap_or(0)
 }
 
 /// A gap of an exponential law with this mean, given that it is shorter than [`POISSON_LONGEST`] means: by the inverse of

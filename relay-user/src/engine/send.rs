@@ -9,7 +9,8 @@ use super::wheel;
 use super::{DropReason, Due, Edge, Engine, Event, body_mut, put_header, relay_header, take_cell};
 use crate::xsk::{Frame, FramePool};
 use relay_common::wire::{
-    BODY_LEN, CircuitHeader, Command, DATA_LEN, FLAG_CIRCUIT_COVER, HopCommand, LayerFields, RX_COUNT_LEN,
+    BODY_LEN, CircuitHeader, Command, DATA_LEN, FLAG_CIRCUIT_COVER, HopCommand, LayerFields, LossTotals,
+    RX_COUNT_LEN,
 };
 use std::collections::VecDeque;
 
@@ -96,7 +97,7 @@ impl Engine {
             link.reported_silent = raise_silent(&mut self.events, number);
         }
         let earliest = Nanos(now.0.saturating_sub(link.tolerance.0));
-        self.counters.missed_slots += link.schedule.skip_to(earliest);
+        self.counters.missed_slots += link.skip_to(earliest);
         let mut staged = 0;
         while let Some(Some(link)) = self.links.get_mut(number as usize) {
             let deadline = link.schedule.deadline();
@@ -106,7 +107,7 @@ impl Engine {
                 break;
             }
             let latest = deadline + link.tolerance;
-            link.schedule.advance();
+            link.advance();
             staged += 1;
             if let Some((frame, content)) = self.sealed_cell(number, sender, now, pool, edge) {
                 if let Some(Some(link)) = self.links.get_mut(number as usize)
@@ -254,6 +255,14 @@ impl Engine {
                 body_mut(&mut frame)?[0] = reason as u8;
                 let command = Command::Destroy as u8;
                 put_header(&mut frame, CircuitHeader { circ_id, command, key_epoch: 0, hop_seq: 0 });
+                Some(frame)
+            }
+            ControlCell::Loss => {
+                let totals = LossTotals { expected: link.expected, received: link.arrived };
+                let mut frame = take_cell(pool, &mut self.counters)?;
+                body_mut(&mut frame)?[..LossTotals::LEN].copy_from_slice(&totals.encode());
+                let command = Command::Loss as u8;
+                put_header(&mut frame, CircuitHeader { circ_id: 0, command, key_epoch: 0, hop_seq: 0 });
                 Some(frame)
             }
         }

@@ -17,9 +17,11 @@ use serde::Serialize;
 
 use crate::config::network::{Class, Relay, RelayRole, Trunk};
 use crate::config::{
-    ClientConfig, Config, ConfigError, Cover, Datapath, NetworkDocument, RelayConfig, Timestamp,
+    ClientConfig, ClientPolicy, Config, Cover, Datapath, NetworkDocument, RelayConfig, Timestamp,
 };
+use crate::control::plans;
 use crate::engine::Limits;
+use crate::rates::Epochs;
 use costs::{Memory, Work, goodput_mbit, month_gb, speeds, wire_mbit};
 use delay::{Delay, Delays};
 
@@ -112,8 +114,8 @@ impl Plan {
     /// The plan of a relay's or a client's file, by the document that it names.
     ///
     /// # Errors
-    /// [`ConfigError`] where the document is wrong, is not in force at `now`, or does not fit the file.
-    pub(crate) fn of(config: &Config, now: Timestamp) -> Result<Self, ConfigError> {
+    /// [`crate::config::ConfigError`] where the document is wrong, is not in force at `now`, or does not fit the file.
+    pub(crate) fn of(config: &Config, now: Timestamp) -> anyhow::Result<Self> {
         match config {
             Config::Relay(relay) => Self::of_relay(relay, &relay.load_network(now)?),
             Config::Client(client) => Self::of_client(client, &client.load_network(now)?),
@@ -125,7 +127,7 @@ impl Plan {
         self.problems.is_empty()
     }
 
-    fn of_client(config: &ClientConfig, network: &NetworkDocument) -> Result<Self, ConfigError> {
+    fn of_client(config: &ClientConfig, network: &NetworkDocument) -> anyhow::Result<Self> {
         config.check_against(network)?;
         let (name, class) = network.class_of_clients(&config.network)?;
         let path = config.path_in(network)?;
@@ -133,11 +135,13 @@ impl Plan {
         let rate = f64::from(class.rate);
         let covered = config.cover == Cover::Circuit;
         let answered = if covered { answers(class) } else { rate };
+        let clients = of_clients(network, name);
         let problems = trunks
             .iter()
-            .filter(|(trunk, of)| fits(trunk, *of, class) == 0)
-            .map(|(trunk, of)| no_room(trunk, *of, class))
+            .filter_map(|(trunk, _)| Room::of(network, trunk, &clients).problem(trunk))
             .collect();
+        let policy =
+            plans::of_clients(&config.network, network, config.policy.unwrap_or(ClientPolicy::Scheduled))?;
         Ok(Self {
             kind: "client",
             name: name.to_owned(),
@@ -152,17 +156,18 @@ impl Plan {
             }),
             cores: cores(&config.datapath, "always", rate, Work::Beginning),
             memory: Memory::of(config.datapath.frames, 1, 1),
-            leakage: Leakage::fixed(),
+            leakage: Leakage::of_link(&policy, Epochs::new(network.epoch_seconds)),
             problems,
             notes: notes(),
         })
     }
 
-    fn of_relay(config: &RelayConfig, network: &NetworkDocument) -> Result<Self, ConfigError> {
+    fn of_relay(config: &RelayConfig, network: &NetworkDocument) -> anyhow::Result<Self> {
         let me = config.named_in(network)?;
         let (client_class, class) = network.class_of_clients(&config.network)?;
         let (mut links, mut latency, mut problems) = (Vec::new(), Vec::new(), Vec::new());
         let (mut cells, mut circuits, mut lanes) = (0.0, 0_u32, 0_u32);
+        let (clients, mut policies) = (of_clients(network, client_class), Vec::new());
         for trunk in network.trunks.iter().filter(|trunk| trunk.between.contains(&me.name)) {
             let other = trunk.between.iter().find(|name| **name != me.name);
             let (Some(peer), Some(of)) =
@@ -170,14 +175,13 @@ impl Plan {
             else {
                 continue;
             };
-            let room = fits(trunk, of, class);
-            if room == 0 {
-                problems.push(no_room(trunk, of, class));
-            }
-            links.push(link(&peer.name, &trunk.class, of, trunk.lanes, peer, Some(room)));
+            let room = Room::of(network, trunk, &clients);
+            problems.extend(room.problem(trunk));
+            policies.push(plans::of_trunk(network, trunk)?);
+            links.push(link(&peer.name, &trunk.class, of, trunk.lanes, peer, Some(room.circuits())));
             latency.push(way("this relay", [&me.name, &peer.name], &delay::alone(&[of])));
             cells += f64::from(of.rate) * f64::from(trunk.lanes);
-            circuits = circuits.saturating_add(room);
+            circuits = circuits.saturating_add(room.circuits());
             lanes += u32::from(trunk.lanes);
         }
         if lanes == 0 {
@@ -192,6 +196,7 @@ impl Plan {
         let mut load = cores(&config.datapath, "all trunks", cells, work);
         let mut all_links = total("all trunks".to_owned(), &links, 0);
         if entry {
+            policies.push(plans::of_clients(&config.network, network, ClientPolicy::Adaptive)?);
             links.push(link("each client", client_class, class, 1, me, None));
             latency.push(way("this relay", [&me.name, "client"], &delay::alone(&[class])));
             let full = cells + f64::from(clients) * f64::from(class.rate);
@@ -209,7 +214,7 @@ impl Plan {
             goodput: None,
             cores: load,
             memory: Memory::of(config.datapath.frames, lanes + clients, circuits),
-            leakage: Leakage::fixed(),
+            leakage: Leakage::greatest(&policies, Epochs::new(network.epoch_seconds)),
             problems,
             notes: notes(),
         })
@@ -230,19 +235,54 @@ fn joints<'a>(network: &'a NetworkDocument, path: [&Relay; MAX_HOPS]) -> Vec<(&'
     path.windows(2).filter_map(joint).collect()
 }
 
-/// Circuits of clients of class `clients` that a trunk can carry: no circuit is shared out over lanes.
-fn fits(trunk: &Trunk, of: Class, clients: Class) -> u32 {
-    of.schedule.usable(of.rate, clients.schedule) / clients.rate.max(1) * u32::from(trunk.lanes)
+/// The classes that clients' links may come to have.
+fn of_clients<'a>(network: &'a NetworkDocument, base: &'a str) -> Vec<Class> {
+    let clients = network.clients.as_ref();
+    let hours = clients.into_iter().flat_map(|clients| &clients.hours).map(|hour| &hour.class);
+    let chosen = clients.and_then(|clients| clients.adaptive.as_ref());
+    let chosen = chosen.into_iter().flat_map(|adaptive| &adaptive.classes);
+    let names = std::iter::once(base).chain(hours.chain(chosen).map(String::as_str));
+    names.filter_map(|name| network.classes.get(name).copied()).collect()
 }
 
-fn no_room(trunk: &Trunk, of: Class, clients: Class) -> String {
-    let [one, other] = &trunk.between;
-    let usable = of.schedule.usable(of.rate, clients.schedule);
-    format!(
-        "a lane of the trunk of {one} and {other} has {usable} cells/s for circuits, and one takes {}; raise the rate of \
-         classes.{}",
-        clients.rate, trunk.class
-    )
+/// What a lane has for circuits in its trunk's slowest class, and what one takes in its client's fastest.
+#[derive(Clone, Copy, Debug)]
+struct Room {
+    usable: u32,
+    needed: u32,
+    lanes: u16,
+}
+
+impl Room {
+    fn of(network: &NetworkDocument, trunk: &Trunk, clients: &[Class]) -> Self {
+        let hours = trunk.hours.iter().map(|hour| &hour.class);
+        let names: Vec<&String> = if trunk.hours.is_empty() { vec![&trunk.class] } else { hours.collect() };
+        let classes = names.into_iter().filter_map(|name| network.classes.get(name));
+        let usable = classes.flat_map(|class| {
+            clients.iter().map(|client| class.schedule.usable(class.rate, client.schedule))
+        });
+        Self {
+            usable: usable.min().unwrap_or(0),
+            needed: clients.iter().map(|class| class.rate).max().unwrap_or(1),
+            lanes: trunk.lanes,
+        }
+    }
+
+    /// Circuits that the trunk can carry: none is shared out over lanes.
+    fn circuits(self) -> u32 {
+        self.usable / self.needed.max(1) * u32::from(self.lanes)
+    }
+
+    fn problem(self, trunk: &Trunk) -> Option<String> {
+        let [one, other] = &trunk.between;
+        (self.circuits() == 0).then(|| {
+            format!(
+                "a lane of the trunk of {one} and {other} has {} cells/s for circuits, and one takes {}; raise the rate \
+                 of classes.{}",
+                self.usable, self.needed, trunk.class
+            )
+        })
+    }
 }
 
 fn link(to: &str, name: &str, class: Class, lanes: u16, at: &Relay, circuits: Option<u32>) -> Link {
@@ -334,6 +374,7 @@ fn notes() -> Vec<&'static str> {
     vec![
         "latency: what slots add, by trial, the path's own cover included; without wires, processing and other payload; a \
          worker sends at multiples of 8 µs, of 32 µs where the kernel copies",
+        "bandwidth, latency, cores: in the class that is named; circuits: in the trunk's slowest and the clients' fastest",
         "bandwidth: handshakes, rekeys and control travel in the same slots and add nothing",
         "cores: what cells take; TUN, NAT and an exit's packets come on top, and poll = \"busy\" takes its cores whole",
         "leakage: of rates; that a node is on, and when, shows in any case",

@@ -1,4 +1,5 @@
 use super::*;
+use crate::config::ConfigError;
 use std::path::Path;
 
 const RELAYS: [(&str, &str); 3] = [("entry", "192.0.2.1"), ("middle", "192.0.2.2"), ("exit", "192.0.2.3")];
@@ -34,7 +35,7 @@ fn client(network: &NetworkDocument, cover: &str) -> Plan {
     Plan::of_client(&ClientConfig::parse(Path::new("client.toml"), &text).unwrap(), network).unwrap()
 }
 
-fn relay(network: &NetworkDocument, name: &str, workers: u16) -> Result<Plan, ConfigError> {
+fn relay(network: &NetworkDocument, name: &str, workers: u16) -> anyhow::Result<Plan> {
     let operator = "0".repeat(64);
     let text = format!(
         "name = \"{name}\"\nkey = \"r.key\"\nnetwork = \"network.toml\"\noperator = \"{operator}\"\n\
@@ -136,7 +137,23 @@ fn what_cannot_work_is_a_problem() {
     assert_eq!((full.when.as_str(), full.cells_per_second), ("and 44 clients", 796_000.0));
     assert!(plan.works(), "{:?}", plan.problems);
     let error = relay(&usual(), "nobody", 1).unwrap_err();
-    assert_eq!(error.key.as_deref(), Some("name"));
+    assert_eq!(error.downcast_ref::<ConfigError>().unwrap().key.as_deref(), Some("name"));
+}
+
+#[test]
+fn a_choice_of_classes_is_bounded_in_bits() {
+    let trunks = "rate = 2000\nschedule = \"constant\"\n[classes.light]\nrate = 300\nschedule = \"jittered\"\n\
+                  [clients]\nclass = \"standard\"\nadaptive = { classes = [\"light\", \"standard\"], epsilon = 1 }";
+    let network = network("rate = 1500\nschedule = \"jittered\"", trunks);
+    let policy = client(&network, "circuit\"\npolicy = \"adaptive");
+    let hourly = 24.0 * crate::rates::Bound::private(2, 1.0).bits();
+    near(policy.leakage.bits_per_day, hourly);
+    assert_eq!((policy.leakage.policy.as_str(), policy.leakage.classes), ("adaptive", 2));
+    // A relay follows whoever chooses; a client that does not choose tells nothing.
+    near(relay(&network, "entry", 1).unwrap().leakage.bits_per_day, hourly);
+    assert!(client(&network, "circuit").leakage.bits_per_day.abs() < 1e-12);
+    // Circuits are counted in the clients' fastest class.
+    assert_eq!(relay(&network, "entry", 1).unwrap().links[0].circuits, Some(2));
 }
 
 #[test]

@@ -117,6 +117,14 @@ impl NodeEdge {
         }
     }
 
+    /// Bytes of packets that a client's own programs sent and got; zero for relays.
+    pub(super) fn payload(&self) -> [u64; 2] {
+        match self {
+            Self::Client(side) => side.tun.payload(),
+            Self::None | Self::Exit(_) => [0; 2],
+        }
+    }
+
     /// Drops by reason, those that occurred.
     pub(super) fn drops(&self) -> Vec<(&'static str, u64)> {
         let (drops, refused) = match self {

@@ -22,6 +22,8 @@ pub struct Totals {
     pub circuits: u64,
     /// The edge's drops by reason.
     pub edge: Vec<(&'static str, u64)>,
+    /// Bytes of packets that a client's own programs sent and got; for the choice of a class, and never shown.
+    pub payload: [u64; 2],
     /// When a cell last came to a client's circuit; zero before.
     pub last_delivery: Nanos,
     /// What the worker found of its own emission times.

@@ -274,6 +274,7 @@ impl<P: Port> Turning<P> {
             circuits: self.engine.circuit_count() as u64,
             crossing: self.joint.crossing.as_ref().map(|crossing| crossing.counters).unwrap_or_default(),
             edge: self.edge.drops(),
+            payload: self.edge.payload(),
             last_delivery: self.edge.last_delivery(),
             audit: self.watch.state(),
         });

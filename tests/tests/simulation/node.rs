@@ -4,7 +4,7 @@
 use crate::edge::TestEdge;
 use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng, SeedableRng};
-use relay_common::wire::{Command as CellCommand, DestroyReason, HopCommand};
+use relay_common::wire::{Command as CellCommand, DestroyReason, HopCommand, LossTotals};
 use relay_user::crypto::{HopKeys, LinkKeys, Split, Suite};
 use relay_user::engine::schedule::{Law, Schedule};
 use relay_user::engine::time::Nanos;
@@ -51,6 +51,8 @@ pub(crate) struct Node {
     pub(crate) stalled_until: Nanos,
     pub(crate) closed: Vec<(u32, DestroyReason)>,
     pub(crate) silent: Vec<u32>,
+    /// What the peers of links said of this node's cells, until somebody takes it.
+    pub(crate) losses: Vec<(u32, LossTotals)>,
     arena: &'static Arena,
     pool: FramePool,
     seed: u64,
@@ -72,6 +74,7 @@ impl Node {
             stalled_until: Nanos(0),
             closed: Vec::new(),
             silent: Vec::new(),
+            losses: Vec::new(),
             arena,
             pool: FramePool::new(arena, 16),
             seed,
@@ -197,6 +200,10 @@ impl Node {
                 self.numbers.remove(&circuit);
                 self.extending.retain(|_, extending| *extending != circuit);
                 self.closed.push((circuit, reason));
+            }
+            Event::LinkControl { link, command: CellCommand::Loss, mut frame } => {
+                let body = body_mut(&mut frame).expect("body");
+                self.losses.push((link, LossTotals::decode(body.first_chunk().expect("totals"))));
             }
             Event::SessionConfirmed { .. } | Event::LinkControl { .. } | Event::CreateRefused { .. } => {}
         }

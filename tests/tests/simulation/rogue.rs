@@ -108,7 +108,7 @@ fn broken_headers_and_unknown_names_are_counted() {
     header[6] = 1;
     rogue.throw(header, &[0; BODY_LEN]);
     assert_eq!(rogue.dropped(DropReason::BadCircuitHeader), 1);
-    for command in [3, 15, CellCommand::Relay as u8, CellCommand::Create as u8, 255] {
+    for command in [5, 15, CellCommand::Relay as u8, CellCommand::Create as u8, 255] {
         rogue.cell(0, command, 0, &[0; BODY_LEN]);
     }
     assert_eq!(rogue.dropped(DropReason::UnknownCommand), 5);

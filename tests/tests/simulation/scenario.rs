@@ -26,7 +26,7 @@ pub(crate) struct Sent {
 
 impl Traffic {
     /// Packets and their size that begin in millisecond `at`.
-    fn packets(self, at: u64) -> (u64, usize) {
+    pub(crate) fn packets(self, at: u64) -> (u64, usize) {
         match self {
             Self::Idle => (0, 0),
             Self::Chat if at % 90 < 3 => (2, 20 + usize::try_from(at * 37 % 500).unwrap()),

@@ -23,23 +23,20 @@ pub struct Class {
 }
 
 impl NetworkDocument {
-    /// The class of client links and its name: the one that no trunk has. With more than one, a relay could not tell
-    /// which a client means before its first cell.
+    /// The class of client links and its name.
     ///
     /// # Errors
-    /// [`ConfigError`] about `file` where there is none, or more than one.
+    /// [`ConfigError`] about `file` where no one class is meant.
     pub fn class_of_clients(&self, file: &Path) -> Result<(&str, Class), ConfigError> {
-        let mut free = self.classes.iter().filter(|(name, _)| !self.is_of_trunks(name));
-        match (free.next(), free.next()) {
-            (Some((name, class)), None) => Ok((name, *class)),
-            _ => Err(ConfigError {
-                file: file.to_owned(),
-                line: None,
-                key: Some("classes".to_owned()),
-                what: "clients' links have no class of their own, or more than one".to_owned(),
-                remedy: "have the document changed so that exactly one class is no trunk's".to_owned(),
-            }),
-        }
+        let named = self.client_class().and_then(|name| Some((name, *self.classes.get(name)?)));
+        named.ok_or_else(|| ConfigError {
+            file: file.to_owned(),
+            line: None,
+            key: Some("classes".to_owned()),
+            what: "clients' links have no class of their own, or more than one".to_owned(),
+            remedy: "have exactly one class that is no trunk's, or a table [clients] that names it"
+                .to_owned(),
+        })
     }
 }
 

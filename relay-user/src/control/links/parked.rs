@@ -1,12 +1,14 @@
 //! Handshakes that wait for a first cell: with several workers, it is the NIC that says which one a link's cells come to.
 
-use super::{Links, Pace, Who};
+use super::{Links, Who};
 use crate::control::action::{Action, Outbox, Refusal};
 use crate::crypto::Split;
 use crate::engine::time::Nanos;
+use crate::rates::Plan;
 use rand_core::CryptoRng;
 use relay_common::abi::session_slot;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 /// Handshakes that may wait for their first cell.
 const MAX_PARKED: usize = 256;
@@ -17,7 +19,7 @@ pub(super) struct Parked {
     pub(super) who: Who,
     pub(super) lane: u16,
     pub(super) source: SocketAddr,
-    pub(super) pace: Pace,
+    pub(super) plan: Arc<Plan>,
     pub(super) send_index: u32,
     pub(super) split: Split,
     pub(super) born: Nanos,

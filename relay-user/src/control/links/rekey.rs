@@ -12,7 +12,7 @@ use relay_common::wire::Command as CellCommand;
 
 impl Links {
     /// A rekey message of a link.
-    pub(in crate::control) fn on_rekey(
+    pub(super) fn on_rekey(
         &mut self,
         number: u32,
         command: CellCommand,

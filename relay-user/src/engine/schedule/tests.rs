@@ -159,6 +159,20 @@ fn rates_are_off_by_up_to_200_ppm_uniformly() {
 }
 
 #[test]
+fn an_offset_stays_with_its_link_whatever_the_class() {
+    let mut rng = ChaCha8Rng::from_seed(seed(5));
+    for _ in 0..100 {
+        let offset = RateOffset::draw(&mut rng);
+        let off = |(law, rate)| {
+            let schedule = Schedule::with_offset(law, rate, offset, START, seed(rng.next_u64()));
+            schedule.mean() as f64 / nominal(rate) as f64 - 1.0
+        };
+        let offs = laws().into_iter().zip([20, 300, 1500, MAX_RATE]).map(off).collect::<Vec<f64>>();
+        assert!(offs.iter().all(|off| (off - offs[0]).abs() < 1e-9 && off.abs() < 200.1e-6), "{offs:?}");
+    }
+}
+
+#[test]
 fn the_phase_is_random() {
     let pattern = laws()[3];
     let first = |law, number| {
