@@ -38,18 +38,21 @@ fn classes_change_at_boundaries_by_demand_and_by_the_hour() {
 
     // Nothing to do: at an ε of 16 the client takes the light class at the first boundary that it could choose for.
     let begun = (now() + EPOCH / 2).next_multiple_of(EPOCH);
-    sleep_to(begun + EPOCH - 4);
+    sleep_to(begun + 4);
     assert_rate(&observer, Host::Client, begun, LIGHT_RATE);
-    // Much to do: the faster one at the next, whatever of it came through.
+    // Much to do, well before the next choice: the faster one at the next, whatever of it came through.
     let stop = Arc::new(AtomicBool::new(false));
     let flood = flood(&lab, Arc::clone(&stop));
-    sleep_to(begun + 2 * EPOCH - 4);
+    sleep_to(begun + EPOCH + 4);
     assert_rate(&observer, Host::Client, begun + EPOCH, CLIENT_RATE);
     stop.store(true, Ordering::Relaxed);
     flood.join().expect("flood");
     assert!(web.fetch(&lab, "30"), "{}", nodes.log_tail(Host::Client));
 
     sleep_to(night + 4);
+    for host in [Host::Entry, Host::Middle, Host::Exit] {
+        println!("{}\n{}", nodes.log_tail(host), status(&nodes, host));
+    }
     assert_rate(&observer, Host::Middle, night - 4, TRUNK_RATE);
     assert_rate(&observer, Host::Middle, night, NIGHT_RATE);
     nodes.check_alive().expect("alive");
