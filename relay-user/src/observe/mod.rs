@@ -5,6 +5,8 @@
 //! same [`finding::Finding`]s. An attack that finds nothing is worth its power only, so every finding carries its
 //! interval, and every run its positive controls.
 
+pub mod attacks;
 pub mod capture;
 pub mod finding;
+pub mod stats;
 pub mod trace;
