@@ -1,1 +1,212 @@
-//! To come.
+//! Attack 3: do cells follow the payload?
+
+use super::shape::unevenness;
+use super::{NO_CHANCE, against_chance};
+use crate::observe::finding::{Attack, Finding};
+use crate::observe::stats::{below, circular_products, jackknife, mean, permutation, variance};
+use crate::observe::trace::Window;
+use rand_chacha::ChaCha8Rng;
+
+/// What went in and what was seen of it, over the same stretch of time.
+#[derive(Clone, Copy, Debug)]
+pub struct Run<'a> {
+    /// The packets of the payload, before the tunnel: the truth.
+    pub payload: Window<'a>,
+    /// What the observer sees.
+    pub wire: Window<'a>,
+}
+
+impl Run<'_> {
+    /// Payload's bytes in each bin of `bin` nanoseconds.
+    pub(super) fn truth(self, bin: u64) -> Vec<f64> {
+        self.payload.bytes(bin).into_iter().map(|bytes| bytes as f64).collect()
+    }
+
+    /// What an observer may follow, each a value a bin: cells, bytes, and how uneven gaps are (microseconds).
+    pub(super) fn seen(self, bin: u64) -> [Vec<f64>; SEEN] {
+        let counts: Vec<f64> = self.wire.counts(bin).into_iter().map(f64::from).collect();
+        let bytes = self.wire.bytes(bin).into_iter().map(|bytes| bytes as f64).collect();
+        let mut uneven = vec![0.0; counts.len()];
+        for (at, gap) in unevenness(self.wire) {
+            if let Some(sum) = usize::try_from(at / bin.max(1)).ok().and_then(|bin| uneven.get_mut(bin)) {
+                *sum += gap;
+            }
+        }
+        [counts, bytes, uneven]
+    }
+}
+
+/// How many series [`Run::seen`] gives.
+pub(super) const SEEN: usize = 3;
+
+/// The greatest correlation, of either sign and over `lags` bins to either side, of the payload's bytes with the wire's
+/// cells, bytes or unevenness, in bins of `bin` nanoseconds: against the same with the wire rotated in time, each run by
+/// an amount of its own, which keeps both sides' rhythms and cuts what links them.
+///
+/// A run needs more than 8 times `lags` bins, or is left out. Payload that is strictly periodic is as well matched by a
+/// rotation of a period: then only several runs together tell. The interval is that of the correlation at the lag found,
+/// over runs, and says nothing below three.
+pub fn correlation(runs: &[Run<'_>], bin: u64, lags: usize, rng: &mut ChaCha8Rng) -> Vec<Finding> {
+    let runs: Vec<Products> = runs.iter().filter_map(|&run| Products::of(run, bin, lags)).collect();
+    let bins = runs.iter().map(|run| run.bins).sum();
+    let rotations: f64 = runs.iter().map(|run| run.free(lags) as f64).product();
+    let still = vec![0; runs.len()];
+    let (value, found) = greatest(&runs, &still, lags);
+    let chance = if rotations >= LEAST_ROTATIONS {
+        permutation(value, SHUFFLES, || {
+            let turned: Vec<usize> =
+                runs.iter().map(|run| 2 * lags + 1 + below(rng, run.free(lags))).collect();
+            greatest(&runs, &turned, lags).0
+        })
+    } else {
+        NO_CHANCE
+    };
+    let sign = found.of(runs.iter()).signum();
+    let mut interval = jackknife(runs.len(), |left_out| {
+        let kept = runs.iter().enumerate().filter(|(run, _)| Some(*run) != left_out);
+        sign * found.of(kept.map(|(_, run)| run))
+    });
+    interval.low = interval.low.max(0.0);
+    against_chance(Attack::Correlation, ["max |rho|", "p of max |rho|"], value, interval, chance, bins)
+}
+
+const SHUFFLES: usize = 999;
+/// Fewer rotations than this, and none is rare.
+const LEAST_ROTATIONS: f64 = 100.0;
+
+/// Of one run: bins times the correlation, for each series seen and each rotation.
+struct Products {
+    bins: usize,
+    of: [Vec<f64>; SEEN],
+}
+
+impl Products {
+    /// None where the run is too short, or its payload never changes and so cannot be followed.
+    fn of(run: Run<'_>, bin: u64, lags: usize) -> Option<Self> {
+        let truth = standard(run.truth(bin))?;
+        let bins = truth.len().min(run.wire.counts(bin).len());
+        let of = run.seen(bin).map(|seen| {
+            let seen = standard(seen).unwrap_or_else(|| vec![0.0; bins]);
+            circular_products(&truth, &seen)
+        });
+        (bins > 8 * lags.max(1)).then_some(Self { bins, of })
+    }
+
+    /// Rotations that stay out of sight of the true one.
+    const fn free(&self, lags: usize) -> usize {
+        (self.bins - 1).saturating_sub(4 * lags)
+    }
+
+    /// Bins times the correlation of the payload with what is seen `lag` bins later, where the wire is `turned`.
+    fn sum_at(&self, seen: usize, turned: usize, lag: isize) -> f64 {
+        let place =
+            if lag < 0 { turned + self.bins - lag.unsigned_abs() } else { turned + lag.unsigned_abs() };
+        self.of.get(seen).and_then(|products| products.get(place % self.bins)).copied().unwrap_or(0.0)
+    }
+}
+
+/// Mean 0, variance 1; none where the values do not vary.
+fn standard(values: Vec<f64>) -> Option<Vec<f64>> {
+    let (center, spread) = (mean(&values), variance(&values).sqrt());
+    (spread > 0.0).then(|| values.into_iter().map(|value| (value - center) / spread).collect())
+}
+
+/// Where a correlation is.
+#[derive(Clone, Copy, Debug)]
+struct Found {
+    seen: usize,
+    lag: isize,
+}
+
+impl Found {
+    /// The correlation of these runs there.
+    fn of<'a>(self, runs: impl Iterator<Item = &'a Products>) -> f64 {
+        let (mut sum, mut bins) = (0.0, 0.0);
+        for run in runs {
+            sum += run.sum_at(self.seen, 0, self.lag);
+            bins += run.bins as f64;
+        }
+        sum / bins
+    }
+}
+
+/// The greatest correlation, its sign dropped, when each run's wire is `turned`; not a number without runs.
+fn greatest(runs: &[Products], turned: &[usize], lags: usize) -> (f64, Found) {
+    let bins: usize = runs.iter().map(|run| run.bins).sum();
+    let reach = isize::try_from(lags).unwrap_or(0);
+    let mut best = (f64::NAN, Found { seen: 0, lag: 0 });
+    for seen in 0..SEEN {
+        for lag in -reach..=reach {
+            let sum: f64 = runs.iter().zip(turned).map(|(run, &turned)| run.sum_at(seen, turned, lag)).sum();
+            let rho = (sum / bins as f64).abs();
+            if rho > best.0 || best.0.is_nan() {
+                best = (rho, Found { seen, lag });
+            }
+        }
+    }
+    best
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::planted::{BLOCK, Link, MILLI, Planted, runs};
+    use super::*;
+    use crate::observe::finding::Verdict;
+    use crate::observe::trace::{Sight, Trace};
+    use rand_core::SeedableRng;
+
+    fn attacked(link: Link, blocks: u32, seed: u64) -> Vec<Finding> {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let planted: Vec<Planted> =
+            (0..blocks).map(|block| link.block(block, 1, |_, _| true, &mut rng)).collect();
+        correlation(&runs(&planted), 5 * MILLI, 4, &mut rng)
+    }
+
+    #[test]
+    fn a_plain_tunnel_follows_its_payload() {
+        let findings = attacked(Link::Plain, 4, 1);
+        assert!(findings[0].value >= 0.9, "{findings:?}");
+        assert_eq!(findings[0].verdict(), Verdict::Missed);
+        assert!(findings[1].value <= 0.001 && findings[0].interval.low > 0.8, "{findings:?}");
+    }
+
+    #[test]
+    fn timers_that_work_perturbs_follow_it_too() {
+        let findings = attacked(Link::Perturbed, 4, 2);
+        assert_eq!(findings[0].verdict(), Verdict::Missed, "{findings:?}");
+        assert!(findings[1].value <= 0.001, "{findings:?}");
+    }
+
+    #[test]
+    fn schedules_that_know_nothing_exceed_chance_as_often_as_they_say() {
+        for link in [Link::Constant, Link::Jittered] {
+            let tries = 40;
+            let wrong = (0..tries)
+                .filter(|seed| attacked(link, 3, 300 + seed)[0].verdict() == Verdict::Missed)
+                .count();
+            assert!(wrong <= 6, "{link:?}: {wrong} of {tries} exceed 95 % of chance");
+        }
+    }
+
+    #[test]
+    fn a_wire_that_never_varies_tells_nothing() {
+        let mut rng = ChaCha8Rng::seed_from_u64(1);
+        let mut planted = Link::Constant.block(0, 1, |_, _| true, &mut rng);
+        let slots = (0..500).map(|slot| Sight { at: slot * 2 * MILLI, length: 1360 });
+        planted.wire = Trace::new(slots.collect());
+        let findings = correlation(&runs(&[planted]), 4 * MILLI, 4, &mut rng);
+        assert_eq!((findings[0].value, findings[0].verdict()), (0.0, Verdict::Met));
+    }
+
+    #[test]
+    fn too_little_is_no_power() {
+        let mut rng = ChaCha8Rng::seed_from_u64(1);
+        let planted = [Link::Plain.block(0, 1, |_, _| true, &mut rng)];
+        for (bin, lags) in [(5 * MILLI, 30), (BLOCK, 0)] {
+            assert_eq!(correlation(&runs(&planted), bin, lags, &mut rng)[0].verdict(), Verdict::NoPower);
+        }
+        let idle = [Link::Constant.block(0, 0, |_, _| false, &mut rng)];
+        assert_eq!(correlation(&runs(&idle), 5 * MILLI, 4, &mut rng)[0].verdict(), Verdict::NoPower);
+        assert_eq!(correlation(&[], 5 * MILLI, 4, &mut rng)[0].verdict(), Verdict::NoPower);
+    }
+}

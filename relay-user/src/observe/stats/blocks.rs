@@ -44,6 +44,15 @@ impl Blocks {
         weights
     }
 
+    /// In how many blocks the label occurs that occurs in fewest; 0 where all labels are the same.
+    pub fn least_spread(&self, labels: &[u16]) -> usize {
+        let mut spread: BTreeMap<u16, usize> = BTreeMap::new();
+        for label in self.iter().flat_map(|members| kinds(labels, members)) {
+            *spread.entry(label).or_default() += 1;
+        }
+        if spread.len() < 2 { 0 } else { spread.into_values().min().unwrap_or(0) }
+    }
+
     /// A fold (below `folds`) for each sample: whole blocks, dealt so that blocks of like labels are spread evenly.
     pub fn folds(&self, labels: &[u16], folds: usize, rng: &mut ChaCha8Rng) -> Vec<usize> {
         let mut order: Vec<&[usize]> = self.iter().collect();
@@ -61,8 +70,7 @@ impl Blocks {
     /// The labels as they could as well have been, if they meant nothing: blocks of one label trade it among
     /// themselves, and in each block of several, labels trade places.
     pub fn permuted(&self, labels: &[u16], rng: &mut ChaCha8Rng) -> Vec<u16> {
-        let mut dealt: Vec<u16> =
-            self.iter().filter_map(|members| only(&kinds(labels, members))).collect();
+        let mut dealt: Vec<u16> = self.iter().filter_map(|members| only(&kinds(labels, members))).collect();
         shuffle(&mut dealt, rng);
         let mut permuted = labels.to_vec();
         for members in self.iter() {
@@ -161,6 +169,13 @@ mod tests {
         let seen: BTreeSet<Vec<u16>> = (0..100).map(|_| blocks.permuted(&labels, &mut rng)).collect();
         assert_eq!(seen.len(), 4);
         assert!(seen.contains([4, 4, 0, 4, 0, 0].as_slice()));
+    }
+
+    #[test]
+    fn the_rarest_label_counts() {
+        let blocks = Blocks::of([1, 2, 2, 3, 3]);
+        assert_eq!(blocks.least_spread(&[0, 0, 1, 0, 1]), 2);
+        assert_eq!(blocks.least_spread(&[0; 5]), 0);
     }
 
     #[test]

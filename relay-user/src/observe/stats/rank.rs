@@ -84,17 +84,29 @@ mod tests {
     fn auc_and_ks_agree_with_counting_all() {
         let mut rng = ChaCha8Rng::seed_from_u64(4);
         for _ in 0..50 {
-            let mut draw = |n: usize| -> Vec<f64> { (0..n).map(|_| (unit(&mut rng) * 6.0).floor()).collect() };
+            let mut draw =
+                |n: usize| -> Vec<f64> { (0..n).map(|_| (unit(&mut rng) * 6.0).floor()).collect() };
             let (a, b) = (draw(13), draw(8));
             let wins: f64 = a
                 .iter()
-                .flat_map(|x| b.iter().map(move |y| if y > x { 1.0 } else if y == x { 0.5 } else { 0.0 }))
+                .flat_map(|x| {
+                    b.iter().map(move |y| {
+                        if y > x {
+                            1.0
+                        } else if y == x {
+                            0.5
+                        } else {
+                            0.0
+                        }
+                    })
+                })
                 .sum();
             assert!((auc(&a, &b) - wins / 104.0).abs() < 1e-12);
             let share = |values: &[f64], at: f64| {
                 values.iter().filter(|&&value| value <= at).count() as f64 / values.len() as f64
             };
-            let distance = (0..6).map(|at| (share(&a, at.into()) - share(&b, at.into())).abs()).fold(0.0, f64::max);
+            let distance =
+                (0..6).map(|at| (share(&a, at.into()) - share(&b, at.into())).abs()).fold(0.0, f64::max);
             assert!((ks(&a, &b) - distance).abs() < 1e-12);
         }
     }

@@ -21,7 +21,7 @@ pub fn normal_p(z: f64) -> f64 {
 pub fn kolmogorov_p(distance: f64, n: f64) -> f64 {
     let root = n.sqrt();
     let scaled = (root + 0.12 + 0.11 / root) * distance;
-    // Below, the alternating sum needs ever more terms, and is 1 to within 1e-9 anyway.
+    // Below, the alternating sum needs ever more terms, and is 1 to within 1e-7 anyway.
     if scaled < 0.25 {
         return 1.0;
     }
