@@ -8,5 +8,6 @@
 pub mod attacks;
 pub mod capture;
 pub mod finding;
+pub mod learn;
 pub mod stats;
 pub mod trace;
