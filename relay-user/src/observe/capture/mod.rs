@@ -12,10 +12,6 @@ mod links;
 mod order;
 mod sessions;
 
-#[cfg(test)]
-mod tests;
-#[cfg(test)]
-pub(crate) mod write;
 
 use std::io::Read;
 

@@ -1,0 +1,6 @@
+//! stub
+mod canvas;
+mod law;
+mod marks;
+mod picture;
+mod steady;
