@@ -1,5 +1,6 @@
 //! The command line of the `relay` binary.
 
+mod audit;
 mod check;
 mod doctor;
 mod keygen;
@@ -40,6 +41,8 @@ enum Command {
     CheckConfig(ConfigFile),
     /// Say whether this machine is fit for a relay, and what to do about it.
     Doctor(doctor::Arguments),
+    /// Say what a capture of your own wire tells an observer.
+    Audit(audit::Arguments),
     /// Ask a running relay or client how it is.
     Status(status::Arguments),
 }
@@ -74,6 +77,7 @@ pub fn main() -> ExitCode {
 fn run(command: Command) -> anyhow::Result<bool> {
     match command {
         Command::Doctor(arguments) => return doctor::run(&arguments, now()),
+        Command::Audit(arguments) => return audit::run(&arguments),
         Command::Run(arguments) => {
             let config = RelayConfig::load(&arguments.config)?;
             log_to_stderr();
@@ -93,7 +97,7 @@ fn run(command: Command) -> anyhow::Result<bool> {
 }
 
 fn is_mistake(error: &anyhow::Error) -> bool {
-    error.is::<ConfigError>() || error.is::<KeyFileError>() || doctor::is_mistake(error)
+    error.is::<ConfigError>() || error.is::<KeyFileError>() || doctor::is_mistake(error) || audit::is_mistake(error)
 }
 
 fn log_to_stderr() {
