@@ -33,6 +33,9 @@ use crate::observe::trace::SECOND;
 use report::{Begun, Untested};
 use row::{Row, plain, with_p};
 
+/// Nanoseconds after a capture's first packet in which the first cell of a link may come that was up before: a class has
+/// one cell a second at least.
+const SETTLED: u64 = 2 * SECOND;
 /// Pairs of directions that are held against each other.
 const PAIRS: usize = 12;
 /// Bins of that, at most, and how far one may lag behind the other, in bins.
@@ -178,7 +181,7 @@ fn followers(judged: &[&(String, &Direction)], rng: &mut ChaCha8Rng) -> Vec<Row>
             finding.attack = Attack::Matching;
         }
         let power = |finding: &Finding| format!("{} is found", plain(4.2 / (finding.samples.max(1) as f64).sqrt()));
-        let needs = "needs some 200 bins of 20 cells and more in which both were captured";
+        let needs = "needs some 200 bins of 20 cells and more in which both were captured, and counts that change";
         rows.extend(with_p(&format!("{one} and {other}"), &findings, power, needs));
     }
     rows
@@ -195,8 +198,13 @@ fn begun(all: &[(String, &Direction)], capture: &Capture, span: (u64, u64)) -> B
         let kind = relay_common::wire::DatagramType::HsInit;
         direction.handshakes.iter().filter(move |(_, of)| *of == kind).map(|(at, _)| *at)
     });
+    // A link whose cells come as soon as the capture begins was up before.
+    let start = capture.totals.span.0.saturating_add(SETTLED);
     let flows = capture.links.iter().filter_map(|link| {
-        link.directions.iter().filter(|direction| direction.cells > 0).map(|direction| direction.span.0).min()
+        let cells = link.directions.iter().filter(|direction| direction.cells > 0);
+        let first = cells.map(|direction| direction.span.0).min()?;
+        let began = link.directions.iter().any(|direction| !direction.handshakes.is_empty());
+        (began || first > start).then_some(first)
     });
     let events = marked::events(handshakes, flows);
     let rekeys = all.iter().map(|(_, direction)| direction.sessions.begun().saturating_sub(1)).sum();

@@ -174,12 +174,13 @@ pub(crate) fn picture(facts: &[Facts], capture: &Capture, marks: Option<&Marks>,
         })
         .collect();
     let marks = marks.iter().flat_map(|marks| marks.busy());
-    let marks = marks.filter(|mark| mark.to > span.0 && mark.from < span.1);
+    let marks: Vec<_> = marks.filter(|mark| mark.to > span.0 && mark.from < span.1).collect();
+    let shaded = if marks.is_empty() { "" } else { "; yellow where marked as active" };
     Picture {
-        title: format!("Cells per {} s, and time between cells", super::row::plain(width as f64 / 1e9)),
+        title: format!("Cells per {} s{shaded}, and time between cells", super::row::plain(width as f64 / 1e9)),
         seconds: seconds(span.1),
         bin: width as f64 / 1e9,
-        marks: marks.map(|mark| (seconds(mark.from), seconds(mark.to.min(span.1)))).collect(),
+        marks: marks.into_iter().map(|mark| (seconds(mark.from), seconds(mark.to.min(span.1)))).collect(),
         rows,
     }
 }

@@ -15,6 +15,8 @@ const BAND: f64 = 3.36;
 /// The distance that `cusum` of noise stays below in 999 of 1000 series, and what finds a change in 4 of 5 beyond it.
 const THRESHOLD: f64 = 1.95;
 const POWER: f64 = 0.84;
+/// Cells by which a change half-way must move the sum of counts, times four, to be more than rounding.
+const WHOLE: f64 = 8.0;
 
 /// Where a series changed most, and whether noise does as much.
 #[derive(Clone, Copy, Debug)]
@@ -72,7 +74,9 @@ pub(crate) fn look(window: Window<'_>) -> Option<Steadiness> {
         .max_by(|a, b| a.0.abs().total_cmp(&b.0.abs()))
         .unwrap_or((0.0, 0));
     let band = BAND / (counts.len() as f64).sqrt();
-    let (rate, spread) = (change(&counts, seconds), change(&spreads, scale));
+    let (mut rate, spread) = (change(&counts, seconds), change(&spreads, scale));
+    // Counts that never differ are counts of whole cells all the same.
+    rate.detectable = rate.detectable.max(WHOLE / (per_bin * counts.len() as f64));
     Some(Steadiness { bin: seconds, bins: counts.len(), rate, spread, echo, band })
 }
 

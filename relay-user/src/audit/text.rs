@@ -61,7 +61,7 @@ impl Report {
         let (handshakes, links) = (begun.count(Kind::Handshake), begun.count(Kind::Flow));
         writeln!(
             f,
-            "\n{handshakes} first handshake datagrams ({} an hour), {links} links, {} changes of a receiver index ({} an \
+            "\n{handshakes} first handshake datagrams ({} an hour), {links} new links, {} changes of a receiver index ({} an \
              hour), in {} h.",
             hour(handshakes as f64),
             begun.rekeys,
