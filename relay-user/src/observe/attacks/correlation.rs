@@ -22,16 +22,22 @@ impl Run<'_> {
         self.payload.bytes(bin).into_iter().map(|bytes| bytes as f64).collect()
     }
 
-    /// What an observer may follow, each a value a bin: cells, bytes, and how uneven gaps are (microseconds).
+    /// What an observer may follow, each a value a bin: cells, bytes, and how uneven gaps are (microseconds; 0 where none
+    /// ends).
     pub(super) fn seen(self, bin: u64) -> [Vec<f64>; SEEN] {
         let counts: Vec<f64> = self.wire.counts(bin).into_iter().map(f64::from).collect();
         let bytes = self.wire.bytes(bin).into_iter().map(|bytes| bytes as f64).collect();
-        let mut uneven = vec![0.0; counts.len()];
+        // A mean, not a sum: that would count gaps too, and a run's first bin has one less.
+        let mut uneven = vec![(0.0, 0.0); counts.len()];
         for (at, gap) in unevenness(self.wire) {
-            if let Some(sum) = usize::try_from(at / bin.max(1)).ok().and_then(|bin| uneven.get_mut(bin)) {
+            if let Some((sum, gaps)) =
+                usize::try_from(at / bin.max(1)).ok().and_then(|bin| uneven.get_mut(bin))
+            {
                 *sum += gap;
+                *gaps += 1.0;
             }
         }
+        let uneven = uneven.into_iter().map(|(sum, gaps)| sum / f64::max(gaps, 1.0)).collect();
         [counts, bytes, uneven]
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{NO_CHANCE, against_chance, untold};
 use crate::observe::finding::{Attack, Finding, Target};
-use crate::observe::stats::{Blocks, bootstrap, jackknife, ks_sorted, permutation, quantile_edges, shuffle};
+use crate::observe::stats::{Blocks, jackknife, ks_sorted, permutation, quantile_edges, shuffle};
 use crate::observe::trace::Sample;
 use rand_chacha::ChaCha8Rng;
 use std::collections::BTreeMap;
@@ -30,7 +30,6 @@ const TARGET: Target = Target::Chance { value: LEVEL, half_width: 0.03 };
 const ROUNDS: usize = 4;
 /// Below, pairs of different blocks say next to nothing about others.
 const LEAST_BLOCKS: usize = 4;
-const RESAMPLES: usize = 1000;
 
 /// Two windows and their distance.
 struct Pair {
@@ -75,10 +74,10 @@ fn rejections(samples: &[Sample<'_>], labels: &[u16], blocks: &Blocks, rng: &mut
         pairs.sort_unstable_by(|a, b| b.distance.total_cmp(&a.distance));
     }
     let value = share_rejected(&alike, &across, &vec![1.0; blocks.len()]);
-    let interval = bootstrap(blocks.len(), RESAMPLES, rng, |drawn| {
-        let mut weights = vec![0.0; blocks.len()];
-        for &block in drawn {
-            weights[block] += 1.0;
+    let interval = jackknife(blocks.len(), |left_out| {
+        let mut weights = vec![1.0; blocks.len()];
+        if let Some(weight) = left_out.and_then(|block| weights.get_mut(block)) {
+            *weight = 0.0;
         }
         share_rejected(&alike, &across, &weights)
     });

@@ -67,6 +67,15 @@ impl Blocks {
         fold_of
     }
 
+    /// The samples of a quarter of the blocks, to learn from, and the others by block, to try it on; blocks of like labels
+    /// are spread evenly.
+    pub fn split(&self, labels: &[u16], rng: &mut ChaCha8Rng) -> (Vec<usize>, Vec<Vec<usize>>) {
+        let fold_of = self.folds(labels, 4, rng);
+        let (lessons, trials): (Vec<&[usize]>, Vec<&[usize]>) =
+            self.iter().partition(|members| members.first().is_some_and(|&member| fold_of[member] == 0));
+        (lessons.concat(), trials.into_iter().map(<[usize]>::to_vec).collect())
+    }
+
     /// The labels as they could as well have been, if they meant nothing: blocks of one label trade it among
     /// themselves, and in each block of several, labels trade places.
     pub fn permuted(&self, labels: &[u16], rng: &mut ChaCha8Rng) -> Vec<u16> {
@@ -145,6 +154,9 @@ mod tests {
             let busy = (0..80).filter(|&sample| folds[sample] == fold && labels[sample] == 1).count();
             assert_eq!(busy, 8, "two of ten busy blocks in each of five folds");
         }
+        let (lessons, trials) = blocks.split(&labels, &mut ChaCha8Rng::seed_from_u64(1));
+        assert_eq!((lessons.len(), trials.len()), (20, 15));
+        assert!(trials.iter().all(|members| members.len() == 4 && !lessons.contains(&members[0])));
     }
 
     #[test]
