@@ -141,7 +141,8 @@ mod tests {
     /// New flows at random over an hour, or evenly.
     fn flows(count: u64, evenly: bool, rng: &mut ChaCha8Rng) -> Watch {
         let mut log = 0.0;
-        let spaces: Vec<f64> = (0..=count).map(|_| if evenly { 1.0 } else { -(1.0 - unit(rng)).ln() }).collect();
+        let spaces: Vec<f64> =
+            (0..=count).map(|_| if evenly { 1.0 } else { -(1.0 - unit(rng)).ln() }).collect();
         let sum: f64 = spaces.iter().sum();
         let events = spaces[1..].iter().map(|space| {
             log += space;
@@ -153,7 +154,9 @@ mod tests {
 
     #[test]
     fn intervals_are_those_of_the_tables() {
-        for (count, low, high) in [(0, 0.0, 3.689), (1, 0.0253, 5.572), (10, 4.795, 18.39), (100, 81.36, 121.63)] {
+        for (count, low, high) in
+            [(0, 0.0, 3.689), (1, 0.0253, 5.572), (10, 4.795, 18.39), (100, 81.36, 121.63)]
+        {
             let interval = poisson(count);
             assert!((interval.low - low).abs() < 0.01 && (interval.high - high).abs() < 0.01, "{interval:?}");
         }

@@ -4,7 +4,7 @@ use super::watermark::{Heard, code};
 use crate::observe::finding::Interval;
 use crate::observe::learn::figure::{self, FEWEST, Figure};
 use crate::observe::learn::series::deviation;
-use crate::observe::stats::{Blocks, mean, variance};
+use crate::observe::stats::{Blocks, auc, mean, variance};
 use crate::observe::trace::{SECOND, Window};
 use rand_chacha::ChaCha8Rng;
 
@@ -32,18 +32,28 @@ impl Filter {
         Self { responses: by_count.chain(by_spread).collect() }
     }
 
-    /// The best score of a code over lags and measures, in deviations from that of random codes. Near 0, with a
-    /// deviation of 1, where the code is not in the window.
-    pub fn z(&self, code: &[bool], rng: &mut ChaCha8Rng) -> f64 {
+    /// Holds the best score of a code, over lags and measures, against that of codes drawn at random.
+    pub fn look_for(&self, code: &[bool], rng: &mut ChaCha8Rng) -> Match {
+        let own = self.best(code);
         let decoys: Vec<f64> = (0..DECOYS).map(|_| self.best(&self::code(rng, code.len()))).collect();
         let spread = (variance(&decoys) * DECOYS as f64 / (DECOYS - 1) as f64).sqrt();
         // Halves that never differ carry no code.
-        if spread > 0.0 { (self.best(code) - mean(&decoys)) / spread } else { 0.0 }
+        let z = if spread > 0.0 { (own - mean(&decoys)) / spread } else { 0.0 };
+        Match { z, rank: auc(&decoys, &[own]) }
     }
 
     fn best(&self, code: &[bool]) -> f64 {
         self.responses.iter().map(|response| score(response, code).abs()).fold(0.0, f64::max)
     }
+}
+
+/// How much of a code is in a window.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Match {
+    /// Its score in deviations from the mean of random codes': about normal where it is not there.
+    pub z: f64,
+    /// The share of random codes that score less, those that score the same counted half.
+    pub rank: f64,
 }
 
 /// Normal with variance 1 where the code's signs have nothing to do with the response.
@@ -77,8 +87,7 @@ fn spread(half: &[u64]) -> f64 {
 ///
 /// Its lower end is 0 unless more bits than chance are right (or wrong).
 pub fn bits_per_minute(heard: &[Heard<'_>], filters: &[Filter], rng: &mut ChaCha8Rng) -> Figure {
-    let marked: Vec<usize> = (0..heard.len()).filter(|i| heard[*i].marked).collect();
-    let blocks = Blocks::of(marked.iter().map(|i| heard[*i].block));
+    let blocks = Blocks::of(heard.iter().map(|heard| heard.block));
     if blocks.len() < FEWEST {
         return Figure::NONE;
     }
@@ -86,7 +95,6 @@ pub fn bits_per_minute(heard: &[Heard<'_>], filters: &[Filter], rng: &mut ChaCha
     let read: Vec<(Vec<f64>, f64)> = blocks
         .iter()
         .map(|members| {
-            let members: Vec<usize> = members.iter().map(|member| marked[*member]).collect();
             let bits = members.iter().map(|i| heard[*i].code.len() as f64).sum();
             let right = (0..2 * (LAGS + 1)).map(|at| {
                 members.iter().map(|i| right(&filters[*i].responses[at], heard[*i].code)).sum::<f64>()
@@ -98,10 +106,7 @@ pub fn bits_per_minute(heard: &[Heard<'_>], filters: &[Filter], rng: &mut ChaCha
     let of_block: Vec<(f64, f64)> =
         read.iter().enumerate().map(|(i, (right, bits))| (right[best[i % 2]], *bits)).collect();
     let bits: f64 = of_block.iter().map(|(_, bits)| bits).sum();
-    let share = figure::by_block(of_block.len(), marked.len(), rng, |drawn| {
-        let sum = |what: fn(&(f64, f64)) -> f64| drawn.iter().map(|i| what(&of_block[*i])).sum::<f64>();
-        sum(|block| block.0) / sum(|block| block.1)
-    });
+    let share = figure::ratio(&of_block, heard.len(), rng);
     let Interval { low, high } = share.interval;
     let ends = (capacity(low), capacity(high));
     let least = if share.interval.holds(0.5) { 0.0 } else { ends.0.min(ends.1) };
@@ -113,7 +118,7 @@ pub fn bits_per_minute(heard: &[Heard<'_>], filters: &[Filter], rng: &mut ChaCha
 
 /// The response that reads these blocks best, where reading all wrong is as good as all right.
 fn strongest<'r>(read: impl Iterator<Item = &'r (Vec<f64>, f64)>) -> usize {
-    let mut sums = vec![0.0; 2 * (LAGS + 1)];
+    let mut sums = [0.0; 2 * (LAGS + 1)];
     for (right, bits) in read {
         for (sum, right) in sums.iter_mut().zip(right) {
             *sum += right - bits / 2.0;
@@ -160,11 +165,12 @@ mod tests {
         let flow = cells(Shape::Jittered, 100, 30 * SECOND, &mut rng);
         let watermark = Watermark::new(Mark::Drop(200_000_000), 4, 0, 30);
         let late = watermark.put(&flow);
-        let late = late.sights().iter().map(|sight| Sight { at: sight.at + 130_000_000, length: sight.length });
+        let late =
+            late.sights().iter().map(|sight| Sight { at: sight.at + 130_000_000, length: sight.length });
         let late = Trace::new(late.collect());
         let filter = Filter::of(late.window(0, 30 * SECOND), 30);
-        assert!(filter.z(watermark.code(), &mut rng) > 3.0);
-        assert!(filter.z(Watermark::new(Mark::Drop(1), 5, 0, 30).code(), &mut rng) < 3.0);
+        assert!(filter.look_for(watermark.code(), &mut rng).z > 3.0);
+        assert!(filter.look_for(Watermark::new(Mark::Drop(1), 5, 0, 30).code(), &mut rng).z < 3.0);
     }
 
     #[test]
@@ -172,6 +178,6 @@ mod tests {
         let steady = Trace::new((0..1000).map(|k| Sight { at: k * 20_000_000, length: 1360 }).collect());
         let filter = Filter::of(steady.window(0, 19 * SECOND), 18);
         let mut rng = ChaCha8Rng::seed_from_u64(2);
-        assert_eq!(filter.z(&code(&mut rng, 18), &mut rng), 0.0);
+        assert_eq!(filter.look_for(&code(&mut rng, 18), &mut rng), Match { z: 0.0, rank: 0.5 });
     }
 }

@@ -25,6 +25,7 @@ pub fn telling(table: &Table, rng: &mut ChaCha8Rng) -> Vec<f64> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::planted::{Link, samples};
     use super::super::traffic::{Shape, activity, cells};
     use super::*;
     use crate::observe::finding::Verdict;
@@ -42,7 +43,11 @@ mod tests {
             .collect();
         let samples: Vec<Sample<'_>> = traces
             .iter()
-            .map(|(trace, label, block)| Sample { window: trace.window(0, SECOND), label: *label, block: *block })
+            .map(|(trace, label, block)| Sample {
+                window: trace.window(0, SECOND),
+                label: *label,
+                block: *block,
+            })
             .collect();
         Table::one_way(&samples)
     }
@@ -69,6 +74,33 @@ mod tests {
                 assert_ne!(finding.verdict(), Verdict::Missed);
             }
         }
+    }
+
+    #[test]
+    fn timers_that_work_perturbs_show_it_though_counts_do_not() {
+        let traces = Link::Perturbed.traces(16, 4);
+        let mut rng = ChaCha8Rng::seed_from_u64(4);
+        let table = Table::one_way(&samples(&traces));
+        for finding in fingerprint(&table, &mut rng) {
+            assert!(finding.value > 0.9, "{finding:?}");
+        }
+        let telling = telling(&table, &mut rng);
+        let of = |what: &str| -> f64 {
+            let named = features::names(1).into_iter().zip(&telling);
+            named.filter(|(name, _)| name.contains(what)).map(|(_, share)| share).sum()
+        };
+        assert!(of("gap") > 0.5 && of("packets") < 0.1, "{} {}", of("gap"), of("packets"));
+    }
+
+    #[test]
+    fn what_differs_from_block_to_block_is_not_taken_for_activity() {
+        let misses = (0..8).flat_map(|seed| {
+            let traces = Link::Drifting.traces(16, 50 + seed);
+            let table = Table::one_way(&samples(&traces));
+            fingerprint(&table, &mut ChaCha8Rng::seed_from_u64(seed))
+        });
+        let misses = misses.filter(|finding| !finding.interval.holds(0.5)).count();
+        assert!(misses <= 4, "{misses} of 16");
     }
 
     #[test]

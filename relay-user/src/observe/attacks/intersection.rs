@@ -1,7 +1,7 @@
 //! Attack 12: who was always there when somebody's partner must have been?
 
 use crate::observe::finding::{Attack, Finding, Target};
-use crate::observe::learn::figure::{self, FEWEST, Figure};
+use crate::observe::learn::figure;
 use crate::observe::stats::mean;
 use crate::observe::trace::Trace;
 use rand_chacha::ChaCha8Rng;
@@ -33,6 +33,15 @@ pub struct Campaign {
     pub rounds: Vec<Round>,
     /// Whose partners are looked for. Of two who talk with each other, name one.
     pub sought: Vec<Sought>,
+}
+
+impl Campaign {
+    /// The same in `parts` campaigns, one after the other, that are equally long but for the last.
+    pub fn split(self, parts: usize) -> Vec<Self> {
+        let Self { rounds, sought } = self;
+        let length = rounds.len().div_ceil(parts.max(1)).max(1);
+        rounds.chunks(length).map(|rounds| Self { rounds: rounds.to_vec(), sought: sought.clone() }).collect()
+    }
 }
 
 /// Rounds of `width` nanoseconds each, from `from` up to `until`. Active is who has more packets than in its own mean
@@ -105,7 +114,8 @@ impl Logs {
 }
 
 /// What an observer believes of the true partners, on average. Against a perfect defence 1/N. The interval is by
-/// campaign, or, of fewer than six campaigns, by sender.
+/// campaign: fewer than six say nothing ([`Campaign::split`]), and 20 are better, as one partner who happens to be there
+/// at the right times weighs much.
 pub fn intersection(campaigns: &[Campaign], rng: &mut ChaCha8Rng) -> Finding {
     let mut beliefs: Vec<Vec<f64>> = Vec::new();
     let mut guesses = Vec::new();
@@ -119,12 +129,8 @@ pub fn intersection(campaigns: &[Campaign], rng: &mut ChaCha8Rng) -> Finding {
     }
     beliefs.retain(|beliefs| !beliefs.is_empty());
     let samples = beliefs.iter().map(Vec::len).sum();
-    let units: Vec<f64> = if beliefs.len() < FEWEST {
-        beliefs.concat()
-    } else {
-        beliefs.iter().map(|beliefs| mean(beliefs)).collect()
-    };
-    let figure = if samples == 0 { Figure::NONE } else { figure::mean(&units, samples, rng) };
+    let of_campaign: Vec<f64> = beliefs.iter().map(|beliefs| mean(beliefs)).collect();
+    let figure = figure::mean(&of_campaign, samples, rng);
     let target = Target::Chance { value: mean(&guesses), half_width: 0.03 };
     figure.found(Attack::Intersection, "posterior of the partner", target)
 }
@@ -157,7 +163,7 @@ mod tests {
     #[test]
     fn partners_who_come_and_go_are_found() {
         let mut rng = ChaCha8Rng::seed_from_u64(1);
-        let found = intersection(&[campaign(120, 0.4, true, &mut rng)], &mut rng);
+        let found = intersection(&campaign(800, 0.4, true, &mut rng).split(8), &mut rng);
         assert!(found.value > 0.9, "{found:?}");
         assert_eq!(found.verdict(), Verdict::Missed);
     }
@@ -165,7 +171,7 @@ mod tests {
     #[test]
     fn who_is_always_on_is_one_of_n_exactly() {
         let mut rng = ChaCha8Rng::seed_from_u64(2);
-        let found = intersection(&[campaign(500, 1.1, true, &mut rng)], &mut rng);
+        let found = intersection(&campaign(500, 1.1, true, &mut rng).split(10), &mut rng);
         assert!((found.value - 0.125).abs() < 1e-12);
         assert_eq!(found.verdict(), Verdict::Met);
     }
@@ -211,6 +217,9 @@ mod tests {
     fn nothing_seen_has_no_power() {
         let mut rng = ChaCha8Rng::seed_from_u64(5);
         assert_eq!(intersection(&[], &mut rng).verdict(), Verdict::NoPower);
-        assert_eq!(intersection(&[campaign(0, 1.0, true, &mut rng)], &mut rng).verdict(), Verdict::NoPower);
+        for campaigns in [campaign(0, 1.0, true, &mut rng).split(9), vec![campaign(90, 0.4, true, &mut rng)]]
+        {
+            assert_eq!(intersection(&campaigns, &mut rng).verdict(), Verdict::NoPower);
+        }
     }
 }

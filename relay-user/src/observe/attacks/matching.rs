@@ -22,7 +22,8 @@ pub struct Pair<'a> {
 /// alike than a wrong one. Against a perfect defence 1/N and one half. Blocks of one pair say nothing.
 pub fn matching(pairs: &[Pair<'_>], rng: &mut ChaCha8Rng) -> Vec<Finding> {
     let (mut right, mut areas, mut guesses, mut samples) = (Vec::new(), Vec::new(), Vec::new(), 0);
-    for members in Blocks::of(pairs.iter().map(|pair| pair.block)).iter().filter(|members| members.len() > 1) {
+    for members in Blocks::of(pairs.iter().map(|pair| pair.block)).iter().filter(|members| members.len() > 1)
+    {
         let alike = compare(pairs, members);
         let n = members.len();
         right.push(mean(&(0..n).map(|row| top(&alike[row * n..][..n], row)).collect::<Vec<_>>()));
@@ -68,7 +69,11 @@ mod tests {
 
     const FLOWS: u32 = 5;
 
-    fn run(blocks: u32, rng: &mut ChaCha8Rng, mut flow: impl FnMut(&mut ChaCha8Rng) -> (Trace, Trace)) -> Vec<Finding> {
+    fn run(
+        blocks: u32,
+        rng: &mut ChaCha8Rng,
+        mut flow: impl FnMut(&mut ChaCha8Rng) -> (Trace, Trace),
+    ) -> Vec<Finding> {
         let flows: Vec<(Trace, Trace, u32)> = (0..blocks * FLOWS)
             .map(|i| {
                 let (entered, left) = flow(rng);
@@ -132,7 +137,8 @@ mod tests {
         let mut rng = ChaCha8Rng::seed_from_u64(4);
         let trace = activity(2, SECOND, &mut rng);
         let window = trace.window(0, SECOND);
-        let pairs: Vec<Pair<'_>> = (0..20).map(|block| Pair { ingress: window, egress: window, block }).collect();
+        let pairs: Vec<Pair<'_>> =
+            (0..20).map(|block| Pair { ingress: window, egress: window, block }).collect();
         for finding in matching(&pairs, &mut rng) {
             assert_eq!(finding.verdict(), Verdict::NoPower);
         }

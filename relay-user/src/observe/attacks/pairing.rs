@@ -55,7 +55,11 @@ mod tests {
     use crate::observe::trace::{SECOND, Trace};
     use rand_core::SeedableRng;
 
-    fn run(count: u32, rng: &mut ChaCha8Rng, mut two: impl FnMut(bool, &mut ChaCha8Rng) -> (Trace, Trace)) -> Vec<Finding> {
+    fn run(
+        count: u32,
+        rng: &mut ChaCha8Rng,
+        mut two: impl FnMut(bool, &mut ChaCha8Rng) -> (Trace, Trace),
+    ) -> Vec<Finding> {
         let all: Vec<(Trace, Trace, u32)> = (0..count)
             .map(|i| {
                 let (one, other) = two(i % 2 == 0, rng);

@@ -93,10 +93,12 @@ mod tests {
     #[test]
     fn each_change_tells_its_class() {
         // 1000, 2000, 500 cells per second; the first change comes amid a window.
-        let at = (0..4500).map(|k| k * SECOND / 1000).chain((0..9000).map(|k| 4_500_000_000 + k * SECOND / 2000));
+        let at =
+            (0..4500).map(|k| k * SECOND / 1000).chain((0..9000).map(|k| 4_500_000_000 + k * SECOND / 2000));
         let at = at.chain((0..2000).map(|k| 9 * SECOND + k * SECOND / 500));
         let trace = Trace::new(at.map(|at| Sight { at, length: 1360 }).collect());
-        let trace = Trace::new(trace.sights().iter().copied().filter(|sight| sight.at < 13 * SECOND).collect());
+        let trace =
+            Trace::new(trace.sights().iter().copied().filter(|sight| sight.at < 13 * SECOND).collect());
         assert_eq!(rates(&seconds(&trace, 13), 4, 4.0).value, 4.0);
         assert_eq!(rates(&seconds(&trace, 13), 4, 4.0).verdict(), Verdict::Met);
         assert_eq!(rates(&seconds(&trace, 13), 4, 2.0).verdict(), Verdict::Missed);

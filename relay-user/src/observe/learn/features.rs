@@ -165,7 +165,9 @@ fn bins(row: &mut Row, window: Window<'_>) {
         row.put(name, autocorrelation(&fine, lag));
     }
     let quarters = counts(window, 4);
-    for (i, name) in ["first quarter", "second quarter", "third quarter", "last quarter"].into_iter().enumerate() {
+    for (i, name) in
+        ["first quarter", "second quarter", "third quarter", "last quarter"].into_iter().enumerate()
+    {
         let share = quarters.get(i).copied().unwrap_or(0.0) / window.sights().len() as f64;
         row.put(name, share);
     }
@@ -269,7 +271,8 @@ mod tests {
     #[test]
     fn bursts_and_pauses_are_counted() {
         // Five packets 100 us apart, every 100 ms.
-        let sights = (0..50).map(|k| Sight { at: k / 5 * 100_000_000 + k % 5 * 100_000, length: 500 }).collect();
+        let sights =
+            (0..50).map(|k| Sight { at: k / 5 * 100_000_000 + k % 5 * 100_000, length: 500 }).collect();
         let features = of(&[Trace::new(sights).window(0, SECOND)]);
         assert_eq!(value(&features, "bursts"), 10.0);
         assert_eq!(value(&features, "mean burst"), 5.0);

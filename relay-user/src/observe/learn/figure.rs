@@ -64,6 +64,14 @@ pub fn mean(values: &[f64], samples: usize, rng: &mut ChaCha8Rng) -> Figure {
     })
 }
 
+/// The quotient of two sums over blocks, from each block's part of both.
+pub fn ratio(parts: &[(f64, f64)], samples: usize, rng: &mut ChaCha8Rng) -> Figure {
+    by_block(parts.len(), samples, rng, |drawn| {
+        let sum = |of: fn(&(f64, f64)) -> f64| drawn.iter().map(|block| of(&parts[*block])).sum::<f64>();
+        sum(|part| part.0) / sum(|part| part.1)
+    })
+}
+
 /// One observation's score.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Scored {
@@ -128,7 +136,7 @@ mod tests {
         let scored: Vec<Scored> = (0..300)
             .map(|i| {
                 let positive = i % 3 == 0;
-                let score = (stats::normal(&mut rng) * 2.0 + if positive { 1.0 } else { 0.0 }).round();
+                let score = (stats::normal(&mut rng) * 2.0 + if positive { 2.0 } else { 0.0 }).round();
                 Scored { score, positive, block: i / 30 }
             })
             .collect();

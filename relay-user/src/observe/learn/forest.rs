@@ -73,8 +73,15 @@ fn leaf<'t>(tree: &'t [Node], codes: &[u8]) -> &'t [f64] {
 #[derive(Clone, Debug)]
 enum Node {
     /// Rows of `code` or less go to the node `below`.
-    Split { feature: usize, code: u8, below: usize, above: usize },
-    Leaf { shares: Vec<f64> },
+    Split {
+        feature: usize,
+        code: u8,
+        below: usize,
+        above: usize,
+    },
+    Leaf {
+        shares: Vec<f64>,
+    },
 }
 
 /// For each feature the values that end its steps, ascending; none if it does not vary.
@@ -86,7 +93,8 @@ impl Steps {
         let ends = |feature| {
             let mut values: Vec<f64> = rows.iter().map(|row| table.row(*row)[feature]).collect();
             values.sort_unstable_by(f64::total_cmp);
-            let mut ends: Vec<f64> = (1..STEPS).filter_map(|i| values.get(values.len() * i / STEPS)).copied().collect();
+            let mut ends: Vec<f64> =
+                (1..STEPS).filter_map(|i| values.get(values.len() * i / STEPS)).copied().collect();
             ends.dedup();
             // Nothing lies above the greatest value.
             ends.retain(|end| Some(end) < values.last());
@@ -270,7 +278,7 @@ mod tests {
     use rand_core::SeedableRng;
 
     fn few(table: &Table, learnt: &[usize], judged: &[usize], rng: &mut ChaCha8Rng) -> Vec<Vec<f64>> {
-        let forest = Forest::grow(table, learnt, 15, rng);
+        let forest = Forest::grow(table, learnt, 10, rng);
         judged.iter().map(|row| forest.votes(table.row(*row))).collect()
     }
 
@@ -287,7 +295,8 @@ mod tests {
     #[test]
     fn two_features_that_say_nothing_alone_do_together() {
         let mut rng = ChaCha8Rng::seed_from_u64(6);
-        let rows: Vec<Vec<f64>> = (0..400).map(|_| (0..2).map(|_| stats::normal(&mut rng)).collect()).collect();
+        let rows: Vec<Vec<f64>> =
+            (0..400).map(|_| (0..2).map(|_| stats::normal(&mut rng)).collect()).collect();
         let labels: Vec<u16> = rows.iter().map(|row| u16::from(row[0] * row[1] > 0.0)).collect();
         let blocks: Vec<u32> = (0..400).map(|row| row / 10).collect();
         let table = Table::new(rows, &labels, &blocks);
@@ -298,15 +307,17 @@ mod tests {
     fn noise_is_noise() {
         for mixed in [true, false] {
             let alarms = judged::false_alarms(few, mixed);
-            assert!(alarms <= 8, "{alarms} of 60, blocks mixed: {mixed}");
+            assert!(alarms <= 6, "{alarms} of 40, blocks mixed: {mixed}");
         }
     }
 
     #[test]
     fn rows_that_do_not_vary_make_leaves_of_equal_shares() {
         let labels: Vec<u16> = (0..90).map(|row| u16::from(row % 3 == 0)).collect();
-        let table = Table::new(vec![vec![7.0; 4]; 90], &labels, &(0..90).map(|row| row / 9).collect::<Vec<_>>());
-        let forest = Forest::grow(&table, &(0..90).collect::<Vec<_>>(), 50, &mut ChaCha8Rng::seed_from_u64(7));
+        let table =
+            Table::new(vec![vec![7.0; 4]; 90], &labels, &(0..90).map(|row| row / 9).collect::<Vec<_>>());
+        let forest =
+            Forest::grow(&table, &(0..90).collect::<Vec<_>>(), 50, &mut ChaCha8Rng::seed_from_u64(7));
         let votes = forest.votes(&[7.0; 4]);
         assert!((votes[0] - 0.5).abs() < 0.1 && (votes[0] + votes[1] - 1.0).abs() < 1e-9, "{votes:?}");
         assert!(forest.votes(&[]).iter().all(|vote| vote.is_finite()));
