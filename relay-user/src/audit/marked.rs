@@ -19,14 +19,15 @@ use crate::observe::trace::{SECOND, Sample, Sight, Trace};
 
 /// Marks below which blocks are too few to resample.
 pub(crate) const FEWEST_MARKS: usize = 8;
-const NEEDS: &str = "needs 8 marks with idle time before and after each, better 30, and some 2000 windows in all";
+const NEEDS: &str =
+    "needs 8 marks with idle time before and after each, better 30, and some 2000 windows in all";
 /// A log's times are those of a person or of a script: this much next to a mark's end belongs to neither side.
 const GUARD: u64 = SECOND / 2;
 /// Windows that a mark should have, and cells that a window should.
 const WINDOWS: u64 = 20;
-const CELLS: f64 = 100.0;
+const CELLS: f64 = 40.0;
 /// A stretch in which something begins or ends.
-const STRETCH: u64 = 4 * SECOND;
+const STRETCH: u64 = 2 * SECOND;
 /// Bins of the correlation with marks, and how far the two clocks may be apart, in bins.
 const BIN: u64 = SECOND / 2;
 const LAGS: usize = 6;
@@ -70,10 +71,14 @@ pub(crate) fn direction(
     rows.extend(activity(&samples, rng).into_iter().take(1).map(|finding| chance(name, finding)));
     let law = distribution(&samples, rng);
     rows.extend(law.first().cloned().map(|finding| chance(name, finding)));
-    let apart = |finding: &Finding| format!("{} is, at best", plain(2.5 / (finding.samples.max(1) as f64 / 4.0).sqrt()));
+    let apart = |finding: &Finding| {
+        format!("{} is, at best", plain(2.5 / (finding.samples.max(1) as f64 / 4.0).sqrt()))
+    };
     rows.extend(with_p(name, law.get(1..).unwrap_or_default(), apart, NEEDS));
     rows.extend(with_marks(name, trace, marks, (from, to), rng));
-    let bits = |_: &Finding| format!("{} bits a window are, at best", plain(25.0 / (2.0 * n * std::f64::consts::LN_2)));
+    let bits = |_: &Finding| {
+        format!("{} bits a window are, at best", plain(25.0 / (2.0 * n * std::f64::consts::LN_2)))
+    };
     rows.extend(with_p(name, &of_labels(&samples, rng), bits, NEEDS));
     rows.extend(beginnings(name, trace, marks, (from, to), rng));
     let busy: Vec<Sample<'_>> = samples.iter().copied().filter(|sample| sample.label > 0).collect();
@@ -149,7 +154,9 @@ fn beginnings(
             (mark.from.saturating_sub(half + STRETCH), mark.from >= before + 2 * STRETCH + half),
             (middle, mark.to - mark.from >= 3 * STRETCH),
         ];
-        for (label, (center, clear)) in ends.map(|end| (1, end)).into_iter().chain(still.map(|still| (0, still))) {
+        for (label, (center, clear)) in
+            ends.map(|end| (1, end)).into_iter().chain(still.map(|still| (0, still)))
+        {
             let (start, end) = (center.saturating_sub(half), center + half);
             if clear && start >= from && end <= to {
                 samples.push(Sample { window: trace.window(start, end), label, block });
@@ -162,7 +169,13 @@ fn beginnings(
 }
 
 /// Attack 7: whether the sending directions of two links are more alike while the user is active.
-pub(crate) fn devices(name: &str, one: &Trace, other: &Trace, marks: &Marks, rng: &mut ChaCha8Rng) -> Vec<Row> {
+pub(crate) fn devices(
+    name: &str,
+    one: &Trace,
+    other: &Trace,
+    marks: &Marks,
+    rng: &mut ChaCha8Rng,
+) -> Vec<Row> {
     let Some((from, to)) = range(one, Some(other)) else { return Vec::new() };
     let rate = one.window(from, to).rate().min(other.window(from, to).rate());
     let spans = marks.windows(from, to, width(marks, rate), GUARD);

@@ -63,7 +63,9 @@ impl Marks {
             else {
                 return Err(MarksError::Form(number));
             };
-            let (Some(from), Some(to)) = (nanos(from), nanos(to)) else { return Err(MarksError::Form(number)) };
+            let (Some(from), Some(to)) = (nanos(from), nanos(to)) else {
+                return Err(MarksError::Form(number));
+            };
             if to <= from {
                 return Err(MarksError::Backwards(number));
             }
@@ -204,7 +206,9 @@ mod tests {
             let start = (100 + 100 * u64::from(block)) * second;
             assert!(labels(1).iter().all(|span| span.from >= start && span.to <= start + 10 * second));
             assert!(labels(0).iter().all(|span| span.to < start || span.from > start + 10 * second));
-            assert!(labels(0).iter().all(|span| span.from > start - 20 * second && span.to < start + 30 * second));
+            assert!(
+                labels(0).iter().all(|span| span.from > start - 20 * second && span.to < start + 30 * second)
+            );
         }
         assert!(windows.windows(2).all(|pair| pair[0].to <= pair[1].from));
     }
@@ -214,7 +218,8 @@ mod tests {
         let marks = Marks::parse("100 110 a\n120 124 idle\n").unwrap();
         let second = 1_000_000_000;
         let windows = marks.windows(0, 400 * second, 2 * second, second);
-        let idle: Vec<u64> = windows.iter().filter(|span| span.label == 0).map(|span| span.from / second).collect();
+        let idle: Vec<u64> =
+            windows.iter().filter(|span| span.label == 0).map(|span| span.from / second).collect();
         assert_eq!(idle, [120, 122]);
         assert!(marks.windows(300 * second, 400 * second, second, 0).is_empty());
     }

@@ -61,7 +61,9 @@ pub(crate) enum AuditError {
     )]
     Headless(u64),
     /// A link that never came up.
-    #[error("holds handshakes ({0} datagrams) but no cell: the link did not come up; see `relay status`, and capture again")]
+    #[error(
+        "holds handshakes ({0} datagrams) but no cell: the link did not come up; see `relay status`, and capture again"
+    )]
     NoCell(usize),
     /// Nothing could be said.
     #[error(
@@ -97,7 +99,9 @@ pub(crate) fn audit(capture: &Capture, marks: Option<&Marks>, seed: u64) -> Resu
     let all: Vec<(String, &Direction)> = capture
         .links
         .iter()
-        .flat_map(|link| link.directions.iter().zip(1..).map(|(of, number)| (format!("{}{number}", link.name), of)))
+        .flat_map(|link| {
+            link.directions.iter().zip(1..).map(|(of, number)| (format!("{}{number}", link.name), of))
+        })
         .collect();
     let most = all.iter().map(|(_, direction)| direction.cells).max().unwrap_or(0);
     let handshakes = all.iter().map(|(_, direction)| direction.handshakes.len()).sum::<usize>();
@@ -158,7 +162,9 @@ fn link_of(name: &str) -> &str {
 }
 
 /// A direction of each of the first two links: the one in which the link was begun, where there is one.
-fn two_links<'a>(judged: &[&'a (String, &'a Direction)]) -> Option<(&'a (String, &'a Direction), &'a (String, &'a Direction))> {
+fn two_links<'a>(
+    judged: &[&'a (String, &'a Direction)],
+) -> Option<(&'a (String, &'a Direction), &'a (String, &'a Direction))> {
     let one = judged.first()?;
     let other = judged.iter().find(|(name, _)| link_of(name) != link_of(&one.0))?;
     Some((one, other))
@@ -180,8 +186,10 @@ fn followers(judged: &[&(String, &Direction)], rng: &mut ChaCha8Rng) -> Vec<Row>
         for finding in &mut findings {
             finding.attack = Attack::Matching;
         }
-        let power = |finding: &Finding| format!("{} is found", plain(4.2 / (finding.samples.max(1) as f64).sqrt()));
-        let needs = "needs some 200 bins of 20 cells and more in which both were captured, and counts that change";
+        let power =
+            |finding: &Finding| format!("{} is found", plain(4.2 / (finding.samples.max(1) as f64).sqrt()));
+        let needs =
+            "needs some 200 bins of 20 cells and more in which both were captured, and counts that change";
         rows.extend(with_p(&format!("{one} and {other}"), &findings, power, needs));
     }
     rows
@@ -219,7 +227,10 @@ fn untested(marks: Option<&Marks>, two: bool, directions: usize) -> Vec<Untested
         for attack in [Attack::Activity, Attack::Distribution, Attack::Correlation, Attack::Fingerprint] {
             say(attack, need_marks);
         }
-        say(Attack::StartStop, "against your own beginnings and ends: needs --marks; only changes of the rate were looked for");
+        say(
+            Attack::StartStop,
+            "against your own beginnings and ends: needs --marks; only changes of the rate were looked for",
+        );
         say(Attack::Information, need_marks);
         say(Attack::Connections, "active against idle: needs --marks; only counted");
     } else if marks.is_some_and(|marks| marks.names.len() < 2) {
@@ -228,14 +239,20 @@ fn untested(marks: Option<&Marks>, two: bool, directions: usize) -> Vec<Untested
     if directions < 2 {
         say(Attack::Matching, "needs two directions or links in one capture");
     } else {
-        say(Attack::Matching, "which flow out belongs to which flow in: needs the truth of many; only whether they follow each other");
+        say(
+            Attack::Matching,
+            "which flow out belongs to which flow in: needs the truth of many; only whether they follow each other",
+        );
     }
     match (two, marks.is_some()) {
         (true, true) => {}
         (true, false) => say(Attack::Pairing, need_marks),
         (false, _) => say(Attack::Pairing, "needs two devices' links in one capture"),
     }
-    say(Attack::Cover, "needs to know which cells were cover: only the node itself does, and tests itself while it runs");
+    say(
+        Attack::Cover,
+        "needs to know which cells were cover: only the node itself does, and tests itself while it runs",
+    );
     say(Attack::Watermark, "needs somebody who delays or drops packets on purpose, and a capture further on");
     say(Attack::Intersection, "needs weeks of many users");
     untested.sort_by_key(|untested| untested.attack);

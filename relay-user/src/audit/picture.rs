@@ -83,7 +83,11 @@ impl Picture {
     ) -> Result<(), DrawingAreaErrorKind<B::ErrorType>> {
         area.fill(&WHITE)?;
         let (heading, body) = area.split_vertically(HEADING);
-        heading.draw(&Text::new(self.title.clone(), (16, 12), ("sans-serif", 19, &INK).into_text_style(area)))?;
+        heading.draw(&Text::new(
+            self.title.clone(),
+            (16, 12),
+            ("sans-serif", 19, &INK).into_text_style(area),
+        ))?;
         let rows = body.split_evenly((self.rows.len().clamp(1, ROWS), 1));
         let last = rows.len().saturating_sub(1);
         for (place, (row, area)) in self.rows.iter().zip(&rows).enumerate() {

@@ -53,8 +53,10 @@ impl Report {
 
     /// Everything, for machines; `rows` as `cargo xtask privacy` has them.
     pub(crate) fn json(&self) -> Value {
-        let others: serde_json::Map<String, Value> =
-            Other::ALL.iter().filter_map(|other| Some((other.name().to_owned(), json!(self.totals.others.get(other)?)))).collect();
+        let others: serde_json::Map<String, Value> = Other::ALL
+            .iter()
+            .filter_map(|other| Some((other.name().to_owned(), json!(self.totals.others.get(other)?))))
+            .collect();
         json!({
             "capture": {
                 "packets": self.totals.packets,
@@ -150,18 +152,28 @@ fn facts(facts: &Facts) -> Value {
 }
 
 /// The wire by direction, those with most cells first to be kept.
-pub(crate) fn picture(facts: &[Facts], capture: &Capture, marks: Option<&Marks>, span: (u64, u64)) -> Picture {
+pub(crate) fn picture(
+    facts: &[Facts],
+    capture: &Capture,
+    marks: Option<&Marks>,
+    span: (u64, u64),
+) -> Picture {
     let seconds = |at: u64| at.saturating_sub(span.0) as f64 / 1e9;
     let width = (span.1.saturating_sub(span.0) / TIMES as u64).max(1);
     let directions = capture.links.iter().flat_map(|link| &link.directions);
-    let drawn: Vec<_> =
-        facts.iter().zip(directions).filter(|(_, direction)| direction.trace.sights().len() > 1).take(ROWS).collect();
+    let drawn: Vec<_> = facts
+        .iter()
+        .zip(directions)
+        .filter(|(_, direction)| direction.trace.sights().len() > 1)
+        .take(ROWS)
+        .collect();
     let rows = drawn
         .into_iter()
         .map(|(facts, direction)| {
             let gaps: Vec<f64> = direction::window(direction).gaps().collect();
             let (gap_bin, gaps) = histogram(&gaps);
-            let mut title = format!("{}, port {} to {}: {} cells", facts.name, facts.ports.0, facts.ports.1, facts.cells);
+            let mut title =
+                format!("{}, port {} to {}: {} cells", facts.name, facts.ports.0, facts.ports.1, facts.cells);
             if let Some(fit) = facts.fit {
                 title = format!("{title}, gaps: {}", fit.law.name());
             }
@@ -177,7 +189,10 @@ pub(crate) fn picture(facts: &[Facts], capture: &Capture, marks: Option<&Marks>,
     let marks: Vec<_> = marks.filter(|mark| mark.to > span.0 && mark.from < span.1).collect();
     let shaded = if marks.is_empty() { "" } else { "; yellow where marked as active" };
     Picture {
-        title: format!("Cells per {} s{shaded}, and time between cells", super::row::plain(width as f64 / 1e9)),
+        title: format!(
+            "Cells per {} s{shaded}, and time between cells",
+            super::row::plain(width as f64 / 1e9)
+        ),
         seconds: seconds(span.1),
         bin: width as f64 / 1e9,
         marks: marks.into_iter().map(|mark| (seconds(mark.from), seconds(mark.to.min(span.1)))).collect(),

@@ -109,15 +109,26 @@ impl Row {
 }
 
 /// Figures that come as a value and its p-value, as one row each: the p-value's, under the value's name.
-pub(crate) fn with_p(of: &str, findings: &[Finding], power: impl Fn(&Finding) -> String, needs: &str) -> Vec<Row> {
+pub(crate) fn with_p(
+    of: &str,
+    findings: &[Finding],
+    power: impl Fn(&Finding) -> String,
+    needs: &str,
+) -> Vec<Row> {
     findings
         .windows(2)
         .filter(|pair| matches!(pair, [_, p] if p.statistic.starts_with("p of ")))
         .filter_map(|pair| {
             let [value, p] = pair else { return None };
             let row = Row::of_p(of, p.clone(), power(value), needs);
+            if row.says == Says::NoPower {
+                return Some(row);
+            }
             // What it is of is what a reader wants to see.
-            Some(Row { power: joined(&format!("{} = {}", value.statistic, plain(value.value)), &row.power), ..row })
+            Some(Row {
+                power: joined(&format!("{} = {}", value.statistic, plain(value.value)), &row.power),
+                ..row
+            })
         })
         .collect()
 }
@@ -179,7 +190,8 @@ mod tests {
             target: Target::None,
             samples: 10,
         };
-        let rows = with_p("A1", &[of("max |rho|", 0.5), of("p of max |rho|", 0.001)], |_| "0.1".to_owned(), "");
+        let rows =
+            with_p("A1", &[of("max |rho|", 0.5), of("p of max |rho|", 0.001)], |_| "0.1".to_owned(), "");
         assert_eq!(rows.len(), 1);
         assert_eq!((rows[0].says, rows[0].power.as_str()), (Says::Found, "max |rho| = 0.500"));
     }

@@ -65,8 +65,7 @@ pub(crate) fn look(window: Window<'_>) -> Option<Steadiness> {
     let seconds = width as f64 / 1e9;
     let per_bin = (counts.iter().sum::<f64>() / counts.len() as f64).max(1.0);
     let gaps: Vec<f64> = window.gaps().collect();
-    let spreads: Vec<f64> =
-        gaps.chunks_exact(whole(per_bin)).map(|gaps| variance(gaps).sqrt()).collect();
+    let spreads: Vec<f64> = gaps.chunks_exact(whole(per_bin)).map(|gaps| variance(gaps).sqrt()).collect();
     let scale = seconds * counts.len() as f64 / spreads.len().max(1) as f64;
     let echo = LAGS
         .filter(|lag| lag * 4 < counts.len())

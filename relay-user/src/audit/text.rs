@@ -1,5 +1,6 @@
 //! The report in words.
 
+use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
 
 use super::direction::{self, Facts};
@@ -24,7 +25,7 @@ impl Display for Report {
         self.section(f, "FOUND: an observer of this wire learns something", Says::Found)?;
         self.section(f, "Unclear: more than chance usually gives; capture again, longer", Says::Unclear)?;
         self.section(f, "Looked for and not found, with what would have been", Says::NotFound)?;
-        self.section(f, "Looked for without power", Says::NoPower)?;
+        self.powerless(f)?;
         writeln!(f, "\nNot tested")?;
         for untested in &self.untested {
             writeln!(f, "  {:>2} {}: {}", untested.attack.number(), untested.attack.name(), untested.why)?;
@@ -37,7 +38,13 @@ impl Report {
     fn seen(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let totals = &self.totals;
         let seconds = totals.span.1.saturating_sub(totals.span.0) as f64 / 1e9;
-        writeln!(f, "{} packets in {} s, {} of Evenwire links.", totals.packets, plain(seconds), totals.of_links)?;
+        writeln!(
+            f,
+            "{} packets in {} s, {} of Evenwire links.",
+            totals.packets,
+            plain(seconds),
+            totals.of_links
+        )?;
         let mut others: Vec<String> = [(totals.udp, "other UDP"), (totals.headless, "UDP cut short")]
             .iter()
             .filter(|(count, _)| *count > 0)
@@ -50,7 +57,11 @@ impl Report {
             writeln!(f, "Besides: {}.", others.join(", "))?;
         }
         if totals.unlisted > 0 {
-            writeln!(f, "{} cells and handshakes are of more directions than are told apart.", totals.unlisted)?;
+            writeln!(
+                f,
+                "{} cells and handshakes are of more directions than are told apart.",
+                totals.unlisted
+            )?;
         }
         Ok(())
     }
@@ -78,6 +89,28 @@ impl Report {
         rows.try_for_each(|row| line(f, row))
     }
 
+    /// What is missing, and for which figures: many lack the same.
+    fn powerless(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let mut lacking: BTreeMap<&str, BTreeMap<String, Vec<&str>>> = BTreeMap::new();
+        for row in self.that(Says::NoPower) {
+            let attack = format!("{:>2} {}", row.attack().number(), row.attack().name());
+            let of = lacking.entry(&row.power).or_default().entry(attack).or_default();
+            if !of.contains(&row.of.as_str()) {
+                of.push(&row.of);
+            }
+        }
+        if !lacking.is_empty() {
+            writeln!(f, "\nLooked for without power")?;
+        }
+        for (needs, attacks) in lacking {
+            for (attack, of) in attacks {
+                writeln!(f, "  {attack}: {}", of.join(", "))?;
+            }
+            writeln!(f, "     {needs}")?;
+        }
+        Ok(())
+    }
+
     /// One paragraph. It never says that all is well.
     fn verdict(&self) -> String {
         let (found, unclear) = (self.that(Says::Found).count(), self.that(Says::Unclear).count());
@@ -91,7 +124,9 @@ impl Report {
             (0, unclear) => format!(
                 "Verdict: {unclear} of {looked} figures is beyond what chance usually gives. One capture cannot tell."
             ),
-            (found, _) => format!("Verdict: {found} of {looked} figures show that this wire tells something."),
+            (found, _) => {
+                format!("Verdict: {found} of {looked} figures show that this wire tells something.")
+            }
         };
         if silent > 0 {
             verdict.push_str(&format!(" {silent} more had no power."));
@@ -140,7 +175,8 @@ fn describe(f: &mut Formatter<'_>, facts: &Facts) -> fmt::Result {
     if facts.cells < direction::FEWEST as u64 {
         writeln!(f, "  too few to say anything: {} are the fewest", direction::FEWEST)?;
     }
-    let lengths: Vec<String> = facts.lengths.iter().map(|(length, count)| format!("{length} ({count})")).collect();
+    let lengths: Vec<String> =
+        facts.lengths.iter().map(|(length, count)| format!("{length} ({count})")).collect();
     writeln!(f, "  lengths: {}", if lengths.is_empty() { "none".to_owned() } else { lengths.join(", ") })?;
     let counts = [
         (facts.lost, "missing by counters before the capture"),

@@ -51,11 +51,13 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<bool> {
     let path = &arguments.capture;
     let marks = arguments.marks.as_deref().map(marks).transpose()?;
     let file = File::open(path).map_err(|error| Refusal::File(path.clone(), "open", error))?;
-    let capture = read(BufReader::with_capacity(1 << 18, file), Limits::default()).map_err(|error| match error {
-        CaptureError::Io(error) => Refusal::File(path.clone(), "read", error),
-        error => Refusal::Capture(path.clone(), error),
-    })?;
-    let report = audit(&capture, marks.as_ref(), SEED).map_err(|error| Refusal::Audit(path.clone(), error))?;
+    let capture =
+        read(BufReader::with_capacity(1 << 18, file), Limits::default()).map_err(|error| match error {
+            CaptureError::Io(error) => Refusal::File(path.clone(), "read", error),
+            error => Refusal::Capture(path.clone(), error),
+        })?;
+    let report =
+        audit(&capture, marks.as_ref(), SEED).map_err(|error| Refusal::Audit(path.clone(), error))?;
     drop(capture);
     print!("{report}");
     if let Some(path) = &arguments.json {

@@ -97,7 +97,10 @@ fn run(command: Command) -> anyhow::Result<bool> {
 }
 
 fn is_mistake(error: &anyhow::Error) -> bool {
-    error.is::<ConfigError>() || error.is::<KeyFileError>() || doctor::is_mistake(error) || audit::is_mistake(error)
+    error.is::<ConfigError>()
+        || error.is::<KeyFileError>()
+        || doctor::is_mistake(error)
+        || audit::is_mistake(error)
 }
 
 fn log_to_stderr() {

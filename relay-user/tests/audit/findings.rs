@@ -49,7 +49,7 @@ fn says(report: &Value, attack: u64) -> Vec<&str> {
 
 #[test]
 fn a_jittered_link_tells_nothing_of_its_user() {
-    let (marks, busy) = log(30, &["web"]);
+    let (marks, busy) = log(20, &["web"]);
     let packets = link(Law::Jittered, ENDS, 245, 60, 1, busy);
     let (status, text, report) = report(&packets, Some(&marks));
     assert_eq!(status, Some(0), "{text}");
@@ -73,7 +73,7 @@ fn a_jittered_link_tells_nothing_of_its_user() {
 
 #[test]
 fn a_plain_tunnel_is_found() {
-    let (marks, busy) = log(30, &["web"]);
+    let (marks, busy) = log(20, &["web"]);
     let packets = link(Law::Plain, ENDS, 245, 60, 2, busy);
     let (status, text, report) = report(&packets, Some(&marks));
     assert_eq!((status, &report["verdict"]), (Some(1), &Value::from("found")), "{text}");
@@ -87,7 +87,7 @@ fn a_plain_tunnel_is_found() {
 
 #[test]
 fn two_links_and_two_activities_are_held_against_each_other() {
-    let (marks, busy) = log(30, &["web", "call"]);
+    let (marks, busy) = log(20, &["web", "call"]);
     let mut packets = link(Law::Plain, ENDS, 245, 50, 3, &busy);
     packets.extend(link(Law::Plain, OTHERS, 245, 50, 4, &busy));
     packets.sort();
@@ -152,7 +152,8 @@ fn a_link_that_stops_is_found() {
 fn tcpdump_agrees_about_the_format() {
     let directory = tempfile::tempdir().unwrap();
     let packets = link(Law::Jittered, ENDS, 60, 60, 8, |_| true);
-    std::fs::write(directory.path().join("a.pcapng"), pcapng(Bytes { big: false }, 9, 0, 1, &packets)).unwrap();
+    std::fs::write(directory.path().join("a.pcapng"), pcapng(Bytes { big: false }, 9, 0, 1, &packets))
+        .unwrap();
     let arguments = ["-r", "a.pcapng", "-w", "b.pcap", "--time-stamp-precision=nano"];
     let copied = Command::new("tcpdump").args(arguments).current_dir(directory.path()).output();
     if !copied.is_ok_and(|output| output.status.success()) {

@@ -63,7 +63,8 @@ fn every_container_and_link_type_holds_the_same_link() {
 fn sections_of_different_byte_orders_follow_each_other() {
     let packets = packets(Link::Ethernet, false);
     let (first, second) = packets.split_at(5);
-    let file = [pcapng(Bytes { big: true }, 9, 0, 1, first), pcapng(Bytes { big: false }, 6, 0, 1, second)].concat();
+    let file =
+        [pcapng(Bytes { big: true }, 9, 0, 1, first), pcapng(Bytes { big: false }, 6, 0, 1, second)].concat();
     check(&file, "two sections");
 }
 
@@ -181,7 +182,10 @@ fn what_is_kept_has_a_bound() {
     let both = capture(&payloads, limits);
     let kept = |capture: &Capture| -> Vec<(usize, u64, u64, u32)> {
         let of = |link: &relay_user::observe::capture::Link| {
-            link.directions.iter().map(|of| (of.trace.sights().len(), of.unkept, of.cells, of.bytes.cells())).collect::<Vec<_>>()
+            link.directions
+                .iter()
+                .map(|of| (of.trace.sights().len(), of.unkept, of.cells, of.bytes.cells()))
+                .collect::<Vec<_>>()
         };
         capture.links.iter().flat_map(of).collect::<Vec<(usize, u64, u64, u32)>>()
     };
@@ -213,7 +217,8 @@ fn other_traffic_is_counted_by_kind() {
         Link::Vlan.frame(&udp(ENDS[0], ENDS[1], true, b"hello")),
     ];
     let packets: Vec<Packet> = frames.into_iter().map(|frame| (START * SECOND, frame)).collect();
-    let totals = read(pcap(Bytes { big: false }, true, 1, &packets).as_slice(), Limits::default()).unwrap().totals;
+    let totals =
+        read(pcap(Bytes { big: false }, true, 1, &packets).as_slice(), Limits::default()).unwrap().totals;
     let others: Vec<(Other, u64)> = totals.others.into_iter().collect();
     assert_eq!(others, [(Other::Tcp, 1), (Other::OddUdp, 1), (Other::Arp, 1), (Other::Foreign, 2)]);
     assert_eq!((totals.udp, totals.packets), (1, 6));

@@ -34,7 +34,10 @@ fn files_that_are_no_captures() {
     refused(b"\x1f\x8b\x08\x00 gzip", None, &["neither pcap nor pcapng", "uncompressed"]);
     let output = audit(std::path::Path::new("/"), &["/nonexistent/wire.pcap"]);
     assert_eq!(output.status.code(), Some(2));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("cannot open /nonexistent/wire.pcap"), "{output:?}");
+    assert!(
+        String::from_utf8_lossy(&output.stderr).contains("cannot open /nonexistent/wire.pcap"),
+        "{output:?}"
+    );
     let output = audit(std::path::Path::new("/"), &["/"]);
     assert_eq!(output.status.code(), Some(2), "{output:?}");
     assert!(String::from_utf8_lossy(&output.stderr).contains("cannot read /"), "{output:?}");
@@ -45,7 +48,11 @@ fn captures_that_are_not_whole() {
     let packets = link(Law::Jittered, ENDS, 60, 50, 1, |_| true);
     let whole = pcap(ORDER, true, 1, &packets);
     let cut = &whole[..whole.len() - 100];
-    refused(cut, None, &[&format!("breaks off at byte {}", cut.len()), &format!("after {} whole", packets.len() - 1)]);
+    refused(
+        cut,
+        None,
+        &[&format!("breaks off at byte {}", cut.len()), &format!("after {} whole", packets.len() - 1)],
+    );
     let whole = pcapng(ORDER, 9, 0, 1, &packets[..10]);
     refused(&whole[..whole.len() - 2], None, &["breaks off", "after 10 whole packets"]);
     let mut damaged = pcapng(ORDER, 9, 0, 1, &packets[..10]);
@@ -56,7 +63,11 @@ fn captures_that_are_not_whole() {
 
 #[test]
 fn captures_without_an_evenwire_link() {
-    refused(&pcap(ORDER, true, 1, &[]), None, &["holds no Evenwire link", "capture where the link's packets pass"]);
+    refused(
+        &pcap(ORDER, true, 1, &[]),
+        None,
+        &["holds no Evenwire link", "capture where the link's packets pass"],
+    );
     let other = Link::Ethernet.frame(&udp(ENDS[0], ENDS[1], false, &[0x45; 1360]));
     refused(&pcap(ORDER, true, 1, &[(SECOND, other)]), None, &["none of its 1 UDP datagrams is a cell"]);
     let packets = link(Law::Jittered, ENDS, 60, 50, 1, |_| true);
@@ -78,7 +89,11 @@ fn captures_with_too_few_cells() {
             (START * SECOND + counter * 1_000_000, Link::Ethernet.frame(&udp(ENDS[0], ENDS[1], false, &cell)))
         })
         .collect();
-    refused(&pcap(ORDER, true, 1, &packets), None, &["holds 1999 cells", "too few for any power", "2000 are the fewest"]);
+    refused(
+        &pcap(ORDER, true, 1, &packets),
+        None,
+        &["holds 1999 cells", "too few for any power", "2000 are the fewest"],
+    );
 }
 
 #[test]
@@ -93,5 +108,8 @@ fn logs_that_say_nothing_of_the_capture() {
     assert_eq!(output.status.code(), Some(2), "{output:?}");
     let output = audit(directory.path(), &["wire.pcap", "--png", "/nonexistent/wire.png"]);
     assert_eq!(output.status.code(), Some(2), "{output:?}");
-    assert!(String::from_utf8_lossy(&output.stderr).contains("cannot write /nonexistent/wire.png"), "{output:?}");
+    assert!(
+        String::from_utf8_lossy(&output.stderr).contains("cannot write /nonexistent/wire.png"),
+        "{output:?}"
+    );
 }

@@ -72,12 +72,12 @@ pub(crate) fn link(
     packets
 }
 
-/// `count` stretches of 4 s, each behind 4 s of idleness, as nanoseconds and as a log.
+/// `count` stretches of 6 s, each behind 6 s of idleness, as a log and as whether one is on after so many nanoseconds.
 pub(crate) fn log(count: u64, labels: &[&str]) -> (String, impl Fn(u64) -> bool) {
     let line = |(mark, label): (u64, &&str)| {
-        let from = START + mark * 8 + 4;
-        format!("{from}.25 {}.25 {label}\n", from + 4)
+        let from = START + mark * 12 + 6;
+        format!("{from}.25 {}.25 {label}\n", from + 6)
     };
     let text = (0..count).zip(labels.iter().cycle()).map(line).collect();
-    (text, |at| at % (8 * SECOND) >= 17 * SECOND / 4 || at % (8 * SECOND) < SECOND / 4)
+    (text, |at| (at + 47 * SECOND / 4) % (12 * SECOND) >= 6 * SECOND)
 }

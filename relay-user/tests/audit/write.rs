@@ -88,12 +88,19 @@ pub(crate) fn pcap(bytes: Bytes, nanos: bool, link_type: u32, packets: &[Packet]
 }
 
 /// `resolution` as `if_tsresol` has it; `offset` in seconds, taken off the times of the packets.
-pub(crate) fn pcapng(bytes: Bytes, resolution: u8, offset: u64, link_type: u32, packets: &[Packet]) -> Vec<u8> {
+pub(crate) fn pcapng(
+    bytes: Bytes,
+    resolution: u8,
+    offset: u64,
+    link_type: u32,
+    packets: &[Packet],
+) -> Vec<u8> {
     let per_second: u128 = match resolution {
         0..=0x7f => 10_u128.pow(u32::from(resolution)),
         _ => 1 << (resolution & 0x7f),
     };
-    let mut file = block(bytes, 0x0a0d_0d0a, &[bytes.u32(0x1a2b_3c4d), [0; 4], [0xff; 4], [0xff; 4]].concat());
+    let mut file =
+        block(bytes, 0x0a0d_0d0a, &[bytes.u32(0x1a2b_3c4d), [0; 4], [0xff; 4], [0xff; 4]].concat());
     let mut interface = [&bytes.u16(u16::try_from(link_type).unwrap())[..], &[0; 2], &[0; 4]].concat();
     interface.extend([&bytes.u16(2)[..], &bytes.u16(3), b"eth\0"].concat());
     interface.extend([&bytes.u16(9)[..], &bytes.u16(1), &[resolution, 0, 0, 0]].concat());

@@ -12,7 +12,6 @@ mod links;
 mod order;
 mod sessions;
 
-
 use std::io::Read;
 
 pub use container::{Record, Records};
