@@ -99,12 +99,14 @@ pub(crate) fn fit(gaps: &[f64]) -> Option<Fit> {
     if gaps.len() < FEWEST {
         return None;
     }
+    let mut all = gaps.to_vec();
+    all.sort_unstable_by(f64::total_cmp);
+    let median = quantile(&all, 0.5).max(1e-3);
+    let average = mean(gaps).max(1e-3);
+    let spread = robust(&all) / median;
     // Neighbouring gaps of `jittered` share a cell's place; every other gap is independent under each law.
     let mut sorted: Vec<f64> = gaps.iter().copied().step_by(2).collect();
     sorted.sort_unstable_by(f64::total_cmp);
-    let median = quantile(&sorted, 0.5).max(1e-3);
-    let average = mean(gaps).max(1e-3);
-    let spread = robust(&sorted) / median;
     let distance = |law: &dyn Fn(f64) -> f64| {
         let d = ks(&sorted, law);
         (d, kolmogorov_p(d, sorted.len() as f64))

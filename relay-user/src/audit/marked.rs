@@ -164,7 +164,7 @@ fn beginnings(
         }
     }
     let rate = trace.window(from, to).rate();
-    let bin = cells(20.0, rate).max(SECOND / 10).min(STRETCH / 8);
+    let bin = cells(20.0, rate).clamp(SECOND / 10, STRETCH / 8);
     start_stop(&samples, bin, rng).into_iter().take(1).map(|finding| chance(name, finding)).collect()
 }
 

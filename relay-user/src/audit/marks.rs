@@ -146,7 +146,6 @@ fn between(a: u64, b: u64) -> u64 {
     a / 2 + b / 2
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "within the range that was checked")]
 fn nanos(seconds: &str) -> Option<u64> {
     // Exact for what a log says: a float would be off by a quarter of a microsecond.
     let (whole, fraction) = seconds.split_once('.').unwrap_or((seconds, ""));

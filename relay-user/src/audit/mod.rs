@@ -91,12 +91,15 @@ pub(crate) enum AuditError {
     },
 }
 
+/// A direction with its name: A1, A2, B1, ...
+type Named<'a> = (String, &'a Direction);
+
 /// Holds a capture against every attack that applies.
 ///
 /// # Errors
 /// [`AuditError`] where nothing can be said.
 pub(crate) fn audit(capture: &Capture, marks: Option<&Marks>, seed: u64) -> Result<Report, AuditError> {
-    let all: Vec<(String, &Direction)> = capture
+    let all: Vec<Named<'_>> = capture
         .links
         .iter()
         .flat_map(|link| {
@@ -113,7 +116,7 @@ pub(crate) fn audit(capture: &Capture, marks: Option<&Marks>, seed: u64) -> Resu
         });
     }
     let enough = |direction: &Direction| direction.trace.sights().len() >= direction::FEWEST;
-    let judged: Vec<&(String, &Direction)> = all.iter().filter(|(_, direction)| enough(direction)).collect();
+    let judged: Vec<&Named<'_>> = all.iter().filter(|(_, direction)| enough(direction)).collect();
     if judged.is_empty() {
         return Err(AuditError::TooFew { most, needed: direction::FEWEST });
     }
@@ -162,16 +165,14 @@ fn link_of(name: &str) -> &str {
 }
 
 /// A direction of each of the first two links: the one in which the link was begun, where there is one.
-fn two_links<'a>(
-    judged: &[&'a (String, &'a Direction)],
-) -> Option<(&'a (String, &'a Direction), &'a (String, &'a Direction))> {
+fn two_links<'a>(judged: &[&'a Named<'a>]) -> Option<(&'a Named<'a>, &'a Named<'a>)> {
     let one = judged.first()?;
     let other = judged.iter().find(|(name, _)| link_of(name) != link_of(&one.0))?;
     Some((one, other))
 }
 
 /// Attack 4 without its truth: whether one direction's cells follow another's.
-fn followers(judged: &[&(String, &Direction)], rng: &mut ChaCha8Rng) -> Vec<Row> {
+fn followers(judged: &[&Named<'_>], rng: &mut ChaCha8Rng) -> Vec<Row> {
     let pairs = judged
         .iter()
         .enumerate()
@@ -201,7 +202,7 @@ fn bin(nanos: f64) -> u64 {
 }
 
 /// What began while the capture ran: attempts at a handshake, and links.
-fn begun(all: &[(String, &Direction)], capture: &Capture, span: (u64, u64)) -> Begun {
+fn begun(all: &[Named<'_>], capture: &Capture, span: (u64, u64)) -> Begun {
     let handshakes = all.iter().flat_map(|(_, direction)| {
         let kind = relay_common::wire::DatagramType::HsInit;
         direction.handshakes.iter().filter(move |(_, of)| *of == kind).map(|(at, _)| *at)

@@ -153,7 +153,8 @@ mod tests {
     fn an_echo_is_found() {
         let still = whole_of(&poisson(3, |_| 0.005));
         assert!(still.echo.0.abs() < still.band * 1.3, "{still:?}");
-        let second = whole_of(&poisson(3, |at| if at / (2 * SECOND) % 2 == 0 { 0.005 } else { 0.004 }));
+        let second =
+            whole_of(&poisson(3, |at| if (at / (2 * SECOND)).is_multiple_of(2) { 0.005 } else { 0.004 }));
         assert!(second.echo.0.abs() > 2.0 * second.band, "{second:?}");
     }
 

@@ -29,6 +29,11 @@ pub(crate) fn unit(rng: &mut ChaCha8Rng) -> f64 {
     f64::from(rng.next_u32()) / f64::from(u32::MAX)
 }
 
+#[expect(clippy::cast_possible_truncation, reason = "positive, and within a capture")]
+fn nanos(value: f64) -> u64 {
+    value as u64
+}
+
 /// How cells are laid.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Law {
@@ -49,22 +54,22 @@ pub(crate) fn link(
 ) -> Vec<Packet> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut packets = Vec::new();
-    for (direction, [from, to]) in [ends, [ends[1], ends[0]]].into_iter().enumerate() {
+    for ([from, to], index) in [ends, [ends[1], ends[0]]].into_iter().zip(70..) {
         let period = SECOND as f64 / rate as f64;
         let (mut at, mut counter) = (0.0, 0);
         loop {
             at = match law {
                 Law::Jittered => (counter as f64 + unit(&mut rng)) * period,
                 Law::Plain => {
-                    let mean = if busy(at as u64) { period } else { period * 20.0 };
+                    let mean = if busy(nanos(at)) { period } else { period * 20.0 };
                     at - mean * (1.0 - unit(&mut rng)).max(1e-9).ln()
                 }
             };
             if at >= (seconds * SECOND) as f64 {
                 break;
             }
-            let payload = cell(70 + direction as u32, counter, &mut rng);
-            packets.push((START * SECOND + at as u64, Link::Ethernet.frame(&udp(from, to, false, &payload))));
+            let payload = cell(index, counter, &mut rng);
+            packets.push((START * SECOND + nanos(at), Link::Ethernet.frame(&udp(from, to, false, &payload))));
             counter += 1;
         }
     }

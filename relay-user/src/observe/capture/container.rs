@@ -43,6 +43,16 @@ pub struct Record<'a> {
     pub bytes: &'a [u8],
 }
 
+/// A packet whose bytes stand in the buffer.
+#[derive(Clone, Copy, Debug)]
+struct Buffered {
+    at: u64,
+    link_type: u32,
+    length: u32,
+    first: usize,
+    captured: u32,
+}
+
 /// How a clock's ticks become nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Clock {
@@ -108,7 +118,7 @@ impl<R: Read> Records<R> {
     /// # Errors
     /// [`CaptureError`] where the file breaks off inside a packet, contradicts itself, or cannot be read.
     pub fn record(&mut self) -> Result<Option<Record<'_>>, CaptureError> {
-        let (at, link_type, length, first, count) = match self.format {
+        let found = match self.format {
             Format::Pcap { order, link_type, per_second } => {
                 let Some(header) = self.start::<16>()? else { return Ok(None) };
                 let [seconds, fraction, captured, length] =
@@ -119,7 +129,7 @@ impl<R: Read> Records<R> {
                 self.fill(captured)?;
                 let nanos = u64::from(fraction).saturating_mul(1_000_000_000 / per_second);
                 let at = (u64::from(seconds) * 1_000_000_000).saturating_add(nanos);
-                (at, link_type, length, 0, captured)
+                Buffered { at, link_type, length, first: 0, captured }
             }
             Format::PcapNg { .. } => match self.next_block()? {
                 None => return Ok(None),
@@ -127,8 +137,8 @@ impl<R: Read> Records<R> {
             },
         };
         self.packets += 1;
-        let range = first..first.saturating_add(count as usize);
-        let bytes = self.buffer.get(range).unwrap_or_default();
+        let Buffered { at, link_type, length, first, captured } = found;
+        let bytes = self.buffer.get(first..first.saturating_add(captured as usize)).unwrap_or_default();
         Ok(Some(Record { at, link_type, length, bytes }))
     }
 
@@ -137,9 +147,8 @@ impl<R: Read> Records<R> {
         self.packets
     }
 
-    /// Reads blocks up to and including the next packet; gives its time, link type, length on the wire, place in the
-    /// buffer and captured length.
-    fn next_block(&mut self) -> Result<Option<(u64, u32, u32, usize, u32)>, CaptureError> {
+    /// Reads blocks up to and including the next packet.
+    fn next_block(&mut self) -> Result<Option<Buffered>, CaptureError> {
         loop {
             let Some(kind) = self.start::<4>()? else { return Ok(None) };
             if kind == SECTION_HEADER {
@@ -238,7 +247,7 @@ impl<R: Read> Records<R> {
         Err(self.malformed("it has too many interfaces"))
     }
 
-    fn enhanced(&self, order: Order) -> Result<(u64, u32, u32, usize, u32), CaptureError> {
+    fn enhanced(&self, order: Order) -> Result<Buffered, CaptureError> {
         const HEADER: u32 = 20;
         let Some(header) = self.buffer.first_chunk::<{ HEADER as usize }>() else {
             return Err(self.malformed("a packet's block is too short"));
@@ -257,7 +266,7 @@ impl<R: Read> Records<R> {
         };
         let at = clock.nanos(u64::from(high) << 32 | u64::from(low));
         let at = at.ok_or_else(|| self.malformed("a packet's time is out of range"))?;
-        Ok((at, *link_type, length, HEADER as usize, captured))
+        Ok(Buffered { at, link_type: *link_type, length, first: HEADER as usize, captured })
     }
 
     /// `N` bytes, or nothing where the file ends here.

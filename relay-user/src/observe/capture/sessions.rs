@@ -125,7 +125,6 @@ impl Session {
         *word |= bit;
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "below the window's size")]
     fn place(&mut self, counter: u64) -> (&mut u64, u64) {
         let place = counter % WINDOW;
         (&mut self.window[(place / 64) as usize], 1 << (place % 64))
