@@ -5,7 +5,7 @@ use crate::observe::stats::{autocorrelation, kolmogorov_p, mean, quantile, varia
 /// Gaps below which nothing is said about their law.
 pub(crate) const FEWEST: usize = 500;
 /// Distance from a law up to which it is named. Timers and batches move a few percent of gaps on any machine.
-const NEAR: f64 = 0.05;
+const NEAR: f64 = 0.08;
 /// Spread, in periods, up to which cells count as one period apart.
 const STEADY: f64 = 0.1;
 /// Gaps that are summed to see whether a period is kept in the long run.

@@ -193,6 +193,11 @@ fn followers(judged: &[&Named<'_>], rng: &mut ChaCha8Rng) -> Vec<Row> {
             "needs some 200 bins of 20 cells and more in which both were captured, and counts that change";
         rows.extend(with_p(&format!("{one} and {other}"), &findings, power, needs));
     }
+    for row in &mut rows {
+        if matches!(row.says, Says::Found | Says::Unclear) {
+            row.power.push_str("; the payload's doing, or a stall of what both pass through");
+        }
+    }
     rows
 }
 

@@ -27,8 +27,16 @@ impl Display for Report {
         self.section(f, "Looked for and not found, with what would have been", Says::NotFound)?;
         self.powerless(f)?;
         writeln!(f, "\nNot tested")?;
+        let mut said: Vec<(&str, Vec<String>)> = Vec::new();
         for untested in &self.untested {
-            writeln!(f, "  {:>2} {}: {}", untested.attack.number(), untested.attack.name(), untested.why)?;
+            let attack = format!("{} {}", untested.attack.number(), untested.attack.name());
+            match said.iter_mut().find(|(why, _)| *why == untested.why) {
+                Some((_, attacks)) => attacks.push(attack),
+                None => said.push((untested.why, vec![attack])),
+            }
+        }
+        for (why, attacks) in said {
+            writeln!(f, "  {}: {why}", attacks.join(", "))?;
         }
         writeln!(f, "\n{}", self.verdict())
     }
