@@ -1,8 +1,8 @@
 //! Records out of a capture file: pcap with microseconds or nanoseconds and pcapng, in either byte order.
 //!
-//! Read front to back through one buffer, however long the file is. The crates for this were weighed: `pcap-file` wants
-//! older generations of what this tree uses, and `pcap-parser` 0.17 knows no resolutions in powers of two. What is needed
-//! here are the few layouts below, with the byte and the packet at which a file breaks off.
+//! Read front to back through one buffer, however long the file is. The best kept crate for this, `pcap-parser` (0.17),
+//! knows no clocks in powers of two and reads clocks' offsets in one byte order only. What is needed here are the few
+//! layouts below, and the byte and the packet at which a file breaks off.
 //!
 //! Layouts: draft-ietf-opsawg-pcap and draft-ietf-opsawg-pcapng.
 
