@@ -43,7 +43,7 @@ impl Law {
             Self::Poisson => "poisson".to_owned(),
             Self::Pattern(cells) => format!("pattern of {cells} cells"),
             Self::Paced => "paced, by no known law".to_owned(),
-            Self::None => "none".to_owned(),
+            Self::None => "no known law".to_owned(),
         }
     }
 }

@@ -44,7 +44,8 @@ pub(crate) struct Row {
     pub(crate) title: String,
     /// Cells in each bin.
     pub(crate) counts: Vec<u32>,
-    /// Microseconds of a bin of gaps, and the share of gaps (0 to 1) in each.
+    /// Where bins of gaps begin and how wide each is, in microseconds, and the share of gaps (0 to 1) in each.
+    pub(crate) gap_from: f64,
     pub(crate) gap_bin: f64,
     pub(crate) gaps: Vec<f64>,
 }
@@ -147,14 +148,15 @@ fn over_gaps<B: DrawingBackend>(
     last: bool,
 ) -> Result<(), DrawingAreaErrorKind<B::ErrorType>> {
     let most = row.gaps.iter().copied().fold(1e-6, f64::max) * 115.0;
-    let end = (row.gaps.len().max(1) as f64 * row.gap_bin).max(1e-6);
+    let start = row.gap_from;
+    let end = start + (row.gaps.len().max(1) as f64 * row.gap_bin).max(1e-6);
     let mut chart = ChartBuilder::on(area)
         .margin_left(4)
         .margin_right(24)
         .caption(" ", ("sans-serif", 17, &INK).into_text_style(area))
         .x_label_area_size(44)
         .y_label_area_size(70)
-        .build_cartesian_2d(0.0..end, 0.0..most)?;
+        .build_cartesian_2d(start..end, 0.0..most)?;
     chart
         .configure_mesh()
         .disable_x_mesh()
@@ -171,7 +173,7 @@ fn over_gaps<B: DrawingBackend>(
         .axis_desc_style(("sans-serif", 16, &INK))
         .draw()?;
     let bars = row.gaps.iter().zip(0_u32..).map(|(share, bin)| {
-        let from = f64::from(bin) * row.gap_bin;
+        let from = start + f64::from(bin) * row.gap_bin;
         Rectangle::new([(from, 0.0), (from + row.gap_bin, share * 100.0)], GAP.filled())
     });
     chart.draw_series(bars)?;
@@ -190,7 +192,13 @@ mod tests {
     use super::*;
 
     fn picture(rows: usize) -> Picture {
-        let row = Row { title: "A1".to_owned(), counts: vec![3, 4, 5], gap_bin: 10.0, gaps: vec![0.2, 0.8] };
+        let row = Row {
+            title: "A1".to_owned(),
+            counts: vec![3, 4, 5],
+            gap_from: 0.0,
+            gap_bin: 10.0,
+            gaps: vec![0.2, 0.8],
+        };
         Picture {
             title: "title".to_owned(),
             seconds: 3.0,
@@ -212,7 +220,8 @@ mod tests {
 
     #[test]
     fn nothing_at_all_is_drawn_too() {
-        let empty = Row { title: String::new(), counts: Vec::new(), gap_bin: 0.0, gaps: Vec::new() };
+        let empty =
+            Row { title: String::new(), counts: Vec::new(), gap_from: 0.0, gap_bin: 0.0, gaps: Vec::new() };
         let picture = Picture { seconds: 0.0, rows: vec![empty], ..picture(0) };
         assert!(picture.svg().is_some() && picture.png().is_some());
     }

@@ -171,7 +171,7 @@ pub(crate) fn picture(
         .into_iter()
         .map(|(facts, direction)| {
             let gaps: Vec<f64> = direction::window(direction).gaps().collect();
-            let (gap_bin, gaps) = histogram(&gaps);
+            let (gap_from, gap_bin, gaps) = histogram(&gaps);
             let mut title =
                 format!("{}, port {} to {}: {} cells", facts.name, facts.ports.0, facts.ports.1, facts.cells);
             if let Some(fit) = facts.fit {
@@ -180,6 +180,7 @@ pub(crate) fn picture(
             super::picture::Row {
                 title,
                 counts: direction.trace.window(span.0, span.0 + width * TIMES as u64).counts(width),
+                gap_from,
                 gap_bin,
                 gaps,
             }
@@ -200,18 +201,21 @@ pub(crate) fn picture(
     }
 }
 
-/// Width of a bin in microseconds, and the share of gaps in each; the longest ones lie beyond.
+/// Where the first bin begins and how wide each is, in microseconds, and the share of gaps in each. One gap in a thousand
+/// lies beyond at either end, so that a narrow law fills the picture, too.
 #[expect(clippy::cast_possible_truncation, reason = "positive, and saturates")]
-fn histogram(gaps: &[f64]) -> (f64, Vec<f64>) {
+fn histogram(gaps: &[f64]) -> (f64, f64, Vec<f64>) {
     let mut sorted = gaps.to_vec();
     sorted.sort_unstable_by(f64::total_cmp);
-    let end = (quantile(&sorted, 0.999) * 1.05).max(quantile(&sorted, 0.5) * 2.0).max(1.0);
-    let width = end / LENGTHS as f64;
+    let (low, high) = (quantile(&sorted, 0.001), quantile(&sorted, 0.999));
+    let room = ((high - low) * 0.1).max(1.0);
+    let from = (low - room).max(0.0);
+    let width = (high + room - from) / LENGTHS as f64;
     let mut shares = vec![0.0; LENGTHS];
-    for gap in gaps {
-        if let Some(share) = shares.get_mut((gap / width) as usize) {
+    for gap in gaps.iter().filter(|gap| **gap >= from) {
+        if let Some(share) = shares.get_mut(((gap - from) / width) as usize) {
             *share += 1.0 / gaps.len() as f64;
         }
     }
-    (width, shares)
+    (from, width, shares)
 }
