@@ -7,6 +7,7 @@
 //!
 //! `control` sets links and circuits up and tells the worker over bounded queues; nothing else crosses.
 
+mod audit;
 pub mod cli;
 pub mod config;
 pub mod control;

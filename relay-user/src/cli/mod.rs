@@ -1,5 +1,6 @@
 //! The command line of the `relay` binary.
 
+mod audit;
 mod check;
 mod doctor;
 mod keygen;
@@ -44,6 +45,8 @@ enum Command {
     /// Say what a relay's or a client's file costs and gives: bandwidth, latency, cores, memory, circuits, leakage. Starts
     /// and touches nothing; exit status 1 means that it cannot work as it stands.
     Plan(plan::Arguments),
+    /// Say what a capture of your own wire tells an observer.
+    Audit(audit::Arguments),
     /// Ask a running relay or client how it is.
     Status(status::Arguments),
 }
@@ -79,6 +82,7 @@ fn run(command: Command) -> anyhow::Result<bool> {
     match command {
         Command::Doctor(arguments) => return doctor::run(&arguments, now()),
         Command::Plan(arguments) => return plan::run(&arguments, now()),
+        Command::Audit(arguments) => return audit::run(&arguments),
         Command::Run(arguments) => {
             let config = RelayConfig::load(&arguments.config)?;
             log_to_stderr();
@@ -98,7 +102,10 @@ fn run(command: Command) -> anyhow::Result<bool> {
 }
 
 fn is_mistake(error: &anyhow::Error) -> bool {
-    error.is::<ConfigError>() || error.is::<KeyFileError>() || doctor::is_mistake(error)
+    error.is::<ConfigError>()
+        || error.is::<KeyFileError>()
+        || doctor::is_mistake(error)
+        || audit::is_mistake(error)
 }
 
 fn log_to_stderr() {

@@ -6,6 +6,7 @@
 //! interval, and every run its positive controls.
 
 pub mod attacks;
+pub mod capture;
 pub mod finding;
 pub mod learn;
 pub mod live;

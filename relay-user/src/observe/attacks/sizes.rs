@@ -50,6 +50,11 @@ pub fn bytes<'a>(texts: impl IntoIterator<Item = &'a [u8]>) -> Vec<Finding> {
             place[usize::from(byte)] += 1;
         }
     }
+    tallied(&places, samples)
+}
+
+/// [`bytes`] of texts whose values at each place were counted already; `samples` is how many texts.
+pub fn tallied(places: &[[u64; 256]], samples: usize) -> Vec<Finding> {
     let p: Vec<f64> = places.iter().filter_map(chi_square).collect();
     let n = p.len() as f64;
     let uniform = Target::AtMost { bound: exceeded_by(LEVEL, n) };
