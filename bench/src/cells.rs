@@ -56,16 +56,35 @@ impl Pair {
         AT_NEIGHBOUR + link
     }
 
+    /// The pair whose link towards the exit has cells with `receiver_index`.
+    pub const fn ahead_of(receiver_index: u32) -> Option<Self> {
+        let link = receiver_index.wrapping_sub(AT_NEIGHBOUR);
+        if link < AT_NEIGHBOUR - AT_RELAY && link % 2 == 1 { Some(Self(link / 2)) } else { None }
+    }
+
     /// What sets the relay up for the pair: `rate` slots per second (1 to 200,000) towards the exit, neighbours that
     /// send from `source`. The circuit carries cells once the relay was sent [`Upstream::extend`] and has obeyed
     /// [`Command::Extend`].
     pub fn commands(self, rate: u32, source: SocketAddr, now: Nanos) -> Vec<Command> {
+        self.commands_with(Law::Constant, rate, source, now, now)
+    }
+
+    /// As [`Self::commands`], with slots towards the exit by `law` from `start` on.
+    pub fn commands_with(
+        self,
+        law: Law,
+        rate: u32,
+        source: SocketAddr,
+        start: Nanos,
+        now: Nanos,
+    ) -> Vec<Command> {
         let mut commands = Vec::new();
-        for (link, rate, initiator) in [(self.back().link, BACK_RATE, false), (self.ahead().link, rate, true)]
+        for (link, law, rate, initiator) in
+            [(self.back().link, Law::Constant, BACK_RATE, false), (self.ahead().link, law, rate, true)]
         {
             let mut seed = [7; 32];
             seed[..4].copy_from_slice(&link.to_be_bytes());
-            let schedule = Box::new(Schedule::without_offset(Law::Constant, rate, now, seed));
+            let schedule = Box::new(Schedule::without_offset(law, rate, start, seed));
             commands.push(Command::AddLink { link, schedule });
             let keys = link_keys(link, initiator);
             let (here, there) = (Self::index_at_relay(link), Self::index_at_neighbour(link));
@@ -110,12 +129,26 @@ impl Upstream {
         self.hop_seq.wrapping_add(self.hop.forward_offset)
     }
 
-    fn layered(&mut self, command: HopCommand, cell: &mut [u8; CELL_LEN]) {
-        self.hop_seq += 1;
-        let link = self.pair.back().link;
-        let header = LinkHeader { receiver_index: Pair::index_at_relay(link), counter: self.counter };
+    /// Makes `cell` cover of the link.
+    pub fn cover(&mut self, cell: &mut [u8; CELL_LEN]) {
+        cell.fill(0);
+        self.number(cell);
+        let header =
+            CircuitHeader { circ_id: 0, command: CellCommand::Cover as u8, key_epoch: 0, hop_seq: 0 };
+        cell[LINK_HEADER_LEN..LINK_HEADER_LEN + CIRCUIT_HEADER_LEN].copy_from_slice(&header.encode());
+        self.link.send.seal_cell(cell);
+    }
+
+    fn number(&mut self, cell: &mut [u8; CELL_LEN]) {
+        let receiver_index = Pair::index_at_relay(self.pair.back().link);
+        let header = LinkHeader { receiver_index, counter: self.counter };
         self.counter += 1;
         cell[..LINK_HEADER_LEN].copy_from_slice(&header.encode());
+    }
+
+    fn layered(&mut self, command: HopCommand, cell: &mut [u8; CELL_LEN]) {
+        self.hop_seq += 1;
+        self.number(cell);
         let circ_id = self.pair.back().circ_id;
         let command_byte = CellCommand::Relay as u8;
         let header = CircuitHeader { circ_id, command: command_byte, key_epoch: 0, hop_seq: self.hop_seq };

@@ -9,6 +9,7 @@ pub mod cases;
 pub mod cells;
 pub mod cpu;
 pub mod figure;
+pub mod privacy;
 pub mod probe;
 pub mod report;
 pub mod rig;

@@ -22,6 +22,8 @@ mod hostile;
 mod laws;
 #[path = "simulation/lifetimes.rs"]
 mod lifetimes;
+#[path = "simulation/machines.rs"]
+mod machines;
 #[path = "simulation/rates.rs"]
 mod rates;
 #[path = "simulation/rogue.rs"]

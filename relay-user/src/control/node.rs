@@ -9,6 +9,7 @@ use super::path::{Neighbours, Path};
 use super::status::{LinkStatus, QueueStatus, RatesStatus, Status, StatusSocket, answer};
 use crate::engine::time::Nanos;
 use crate::engine::{DropReason, Event};
+use crate::observe::live::{AuditState, Breach};
 use crate::port::PortMode;
 use crate::steering::Steering;
 use crate::worker::{Clock, Report, ToWorker, Totals, Workers};
@@ -86,6 +87,8 @@ pub(super) struct Node {
     pub(super) policy: &'static str,
     /// Cells that came to the kernel's socket instead of the worker.
     pub(super) kernel_path: u64,
+    /// Breaches of the self-audit that the log has.
+    pub(super) breaches_logged: u64,
 }
 
 impl Node {
@@ -161,6 +164,26 @@ impl Node {
         }
         if let Some(steering) = &mut self.steering {
             steering.flush_log();
+        }
+        self.log_breaches();
+    }
+
+    fn audit(&self) -> AuditState {
+        self.workers.totals().fold(AuditState::default(), |all, totals| all.join(totals.audit))
+    }
+
+    fn log_breaches(&mut self) {
+        let AuditState { breaches, last, .. } = self.audit();
+        if breaches > self.breaches_logged
+            && let Some(Breach { statistic, at_least }) = last
+        {
+            self.breaches_logged = breaches;
+            log::error!(
+                "self-audit: the times at which cells leave tell payload from cover ({} of {at_least} or more, {breaches} \
+                 times since start): an observer could tell when this node is used; look for what delays one kind of \
+                 cell, such as a device's driver or another program on the worker's processor",
+                statistic.name()
+            );
         }
     }
 
@@ -339,6 +362,7 @@ impl Node {
                 Part::Relay(_) => None,
             },
             rates: RatesStatus::new(&self.links.rates, self.policy),
+            self_audit: self.audit().into(),
         }
     }
 }

@@ -108,6 +108,7 @@ async fn relay(config: RelayConfig, key: StaticKey, network: NetworkDocument, me
         status,
         policy,
         kernel_path: 0,
+        breaches_logged: 0,
     };
     node.run(requests).await
 }
@@ -164,6 +165,7 @@ async fn client(config: ClientConfig, network: NetworkDocument) -> Result<()> {
         status,
         policy,
         kernel_path: 0,
+        breaches_logged: 0,
     };
     let ended = node.run(requests).await;
     // Last: until here, packets without a tunnel met the guard and not the open network.

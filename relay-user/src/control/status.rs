@@ -1,6 +1,7 @@
 //! What the operator may see: totals, over a Unix socket. No address, no payload-against-cover, nothing by client.
 
 use super::links::Rates;
+use crate::observe::live::AuditState;
 use crate::port::PortMode;
 use crate::rates::LedgerSummary;
 use serde::Serialize;
@@ -34,6 +35,7 @@ pub(super) struct Status {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) decoys_begun: Option<u64>,
     pub(super) rates: RatesStatus,
+    pub(super) self_audit: SelfAuditStatus,
 }
 
 /// Classes by epoch: what they may have told, and what loss did.
@@ -54,6 +56,31 @@ impl RatesStatus {
             epoch_seconds: rates.epoch_seconds(),
             breaker_trips: rates.trips(),
             leakage: rates.summary(),
+        }
+    }
+}
+
+/// Whether the node's own emission times tell payload from cover. Nothing here is counted by kind of cell.
+#[derive(Debug, Serialize)]
+pub(super) struct SelfAuditStatus {
+    /// There was a breach since start.
+    alarm: bool,
+    breaches: u64,
+    /// Times that it was looked for.
+    epochs: u64,
+    /// By what the latest was found, and how large it is at least.
+    statistic: Option<&'static str>,
+    at_least: Option<f64>,
+}
+
+impl From<AuditState> for SelfAuditStatus {
+    fn from(state: AuditState) -> Self {
+        Self {
+            alarm: state.breaches > 0,
+            breaches: state.breaches,
+            epochs: state.epochs,
+            statistic: state.last.map(|breach| breach.statistic.name()),
+            at_least: state.last.map(|breach| breach.at_least),
         }
     }
 }
@@ -151,4 +178,23 @@ pub(super) async fn answer(mut stream: tokio::net::UnixStream, status: Status) {
         stream.shutdown().await
     };
     let _ = tokio::time::timeout(std::time::Duration::from_secs(1), write).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observe::live::{Breach, Statistic};
+
+    #[test]
+    fn a_breach_is_told_and_what_it_came_from_is_not() {
+        let quiet = serde_json::to_value(SelfAuditStatus::from(AuditState::default())).unwrap();
+        assert_eq!(quiet["alarm"], false);
+        let last = Some(Breach { statistic: Statistic::Auc, at_least: 0.1 });
+        let state = AuditState { epochs: 9, breaches: 2, last };
+        let told = serde_json::to_value(SelfAuditStatus::from(state)).unwrap();
+        let expected = serde_json::json!({
+            "alarm": true, "breaches": 2, "epochs": 9, "statistic": "auc", "at_least": 0.1,
+        });
+        assert_eq!(told, expected);
+    }
 }

@@ -1,6 +1,7 @@
 //! What the control plane's commands do: links and sessions come and go, circuits grow and close.
 
 use super::circuit::{Carried, Circuit, Direction, Origin, Role, Side};
+use super::extra::MAX_MACHINES;
 use super::link::{CONTROL_CELLS, ControlCell, Link, Session, sealed_ahead};
 use super::schedule::Schedule;
 use super::time::Nanos;
@@ -17,6 +18,15 @@ impl Engine {
             Command::AddLink { link, schedule } => self.add_link(link, *schedule, edge, now),
             Command::SetSchedule { link, from, schedule } => self.set_schedule(link, from, schedule, now),
             Command::ReportLoss { link } => self.queue_control(link, ControlCell::Loss),
+            Command::SetExtra { link, extra } => {
+                if let Some(Some(link)) = self.links.get_mut(link as usize)
+                    && link.extra.replace(extra).is_none()
+                {
+                    link.max_held += MAX_MACHINES;
+                    self.sealed_bound += MAX_MACHINES;
+                    self.due.reserve(self.sealed_bound.saturating_sub(self.due.len()));
+                }
+            }
             Command::InstallSession { session, send_now } => self.install(session, send_now, now),
             Command::RemoveSession { receive_index } => self.remove_session(receive_index),
             Command::RemoveLink { link } => self.remove_link(link, edge, now),

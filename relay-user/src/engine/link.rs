@@ -1,5 +1,6 @@
 //! A link as the worker holds it: its sessions, its slots, and what waits for them.
 
+use super::extra::Extra;
 use super::list::List;
 use super::queue::Queue;
 use super::replay::LinkWindow;
@@ -133,6 +134,8 @@ pub(super) struct Link {
     pub(super) origins: List,
     /// Circuit sides that use the link.
     pub(super) sides: List,
+    /// Cells beyond the schedule.
+    pub(super) extra: Option<Box<Extra>>,
 }
 
 impl Link {
@@ -153,6 +156,7 @@ impl Link {
             ready: List::new(),
             origins: List::new(),
             sides: List::new(),
+            extra: None,
         }
     }
 

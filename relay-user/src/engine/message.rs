@@ -1,6 +1,7 @@
 //! What passes between the control plane and a worker's engine, over bounded queues.
 
 use super::circuit::Side;
+use super::extra::Extra;
 use super::link::Session;
 use super::schedule::Schedule;
 use super::time::Nanos;
@@ -33,6 +34,13 @@ pub enum Command {
     ReportLoss {
         /// Link number.
         link: u32,
+    },
+    /// Lets machines send beyond a link's schedule, which then no longer is the same with and without payload.
+    SetExtra {
+        /// Link number.
+        link: u32,
+        /// The machines.
+        extra: Box<Extra>,
     },
     /// Adds a session to a link. `send_now` is the initiator's side: it is sure of the peer. The other side sends
     /// once the peer's first cell confirms the keys.
@@ -162,7 +170,8 @@ impl Command {
     /// Whose the command is, where there are several engines.
     pub fn home(&self) -> Home {
         match self {
-            Self::AddLink { link, .. }
+            Self::SetExtra { link, .. }
+            | Self::AddLink { link, .. }
             | Self::SetSchedule { link, .. }
             | Self::ReportLoss { link }
             | Self::RemoveLink { link }

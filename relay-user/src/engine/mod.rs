@@ -4,6 +4,8 @@
 mod apply;
 mod circuit;
 mod counters;
+mod departure;
+pub mod extra;
 mod link;
 mod list;
 mod message;
@@ -18,6 +20,7 @@ pub mod wheel;
 
 pub use circuit::{Direction, QUEUE_CELLS, Side};
 pub use counters::{Counters, DropReason};
+pub use departure::{Content, Departure, Outlet};
 pub use link::{CONTROL_CELLS, SESSION_CELLS, SESSION_LIFE, Session};
 pub use message::{Command, Event, Home};
 
@@ -114,6 +117,7 @@ struct Due {
     /// When it is too late for the cell to go.
     latest: Nanos,
     link: u32,
+    content: Content,
     frame: Frame,
 }
 
@@ -178,6 +182,11 @@ impl Engine {
                 Suite::Aes256Gcm,
             ),
         }
+    }
+
+    /// Its bounds and constants.
+    pub const fn limits(&self) -> &Limits {
+        &self.limits
     }
 
     /// Totals since start.

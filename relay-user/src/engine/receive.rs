@@ -70,6 +70,9 @@ impl Engine {
         link.reported_silent = false;
         link.expected += beyond;
         link.arrived += 1;
+        if let Some(extra) = &mut link.extra {
+            extra.on_arrival(now);
+        }
         if link.sender == Some(place) {
             return;
         }

@@ -1,6 +1,8 @@
 //! Slots: what is sealed for them ahead of time, and what leaves at them.
 
 use super::circuit::{Direction, Role};
+use super::departure::{Content, Departure, Outlet, Plain};
+use super::extra::MAX_MACHINES;
 use super::link::ControlCell;
 use super::time::Nanos;
 use super::wheel;
@@ -30,16 +32,23 @@ impl Engine {
 
     /// Hands every cell whose slot has come to `out`, which gives it back where it cannot take it. Returns how many
     /// were handed over.
-    pub fn emit(&mut self, now: Nanos, mut out: impl FnMut(u32, Frame) -> Result<(), Frame>) -> usize {
+    pub fn emit(&mut self, now: Nanos, out: impl FnMut(u32, Frame) -> Result<(), Frame>) -> usize {
+        self.emit_to(now, &mut Plain(out))
+    }
+
+    /// As [`Engine::emit`], for who must know what leaves, and what missed its slot.
+    pub fn emit_to(&mut self, now: Nanos, outlet: &mut impl Outlet) -> usize {
         let mut sent = 0;
         while sent < EMIT_BATCH
             && let Some(due) = self.due.pop_front_if(|due| due.deadline <= now)
         {
+            let departure = Departure { link: due.link, deadline: due.deadline, content: due.content };
             if now > due.latest {
+                outlet.missed(departure);
                 self.miss(due);
                 continue;
             }
-            match out(due.link, due.frame) {
+            match outlet.send(departure, due.frame) {
                 Ok(()) => self.counters.sent += 1,
                 Err(_) => self.counters.drop(DropReason::PortRefused),
             }
@@ -100,11 +109,42 @@ impl Engine {
             let latest = deadline + link.tolerance;
             link.advance();
             staged += 1;
-            if let Some(frame) = self.sealed_cell(number, sender, now, pool, edge) {
-                self.put_due(Due { deadline, latest, link: number, frame });
+            if let Some((frame, content)) = self.sealed_cell(number, sender, now, pool, edge) {
+                if let Some(Some(link)) = self.links.get_mut(number as usize)
+                    && let Some(extra) = &mut link.extra
+                {
+                    extra.on_slot(content, now);
+                }
+                self.put_due(Due { deadline, latest, link: number, content, frame });
             }
         }
+        self.stage_extra(number, sender, now, pool, edge);
         staged.max(1)
+    }
+
+    /// Seals the cells that a link's machines want within the lead, at most one for each of them. Looked for with each of
+    /// the link's slots, so that one may come a gap later than its machine says.
+    fn stage_extra(
+        &mut self,
+        number: u32,
+        sender: Option<u32>,
+        now: Nanos,
+        pool: &mut FramePool,
+        edge: &mut impl Edge,
+    ) {
+        for _ in 0..MAX_MACHINES {
+            let Some(Some(link)) = self.links.get_mut(number as usize) else { return };
+            let tolerance = link.tolerance;
+            // A machine may ask for one cell after the other without end.
+            if self.due.len() == self.due.capacity() {
+                return;
+            }
+            let Some(extra) = &mut link.extra else { return };
+            let Some(deadline) = extra.next_cell(now + self.limits.lead, now) else { return };
+            if let Some((frame, content)) = self.sealed_cell(number, sender, now, pool, edge) {
+                self.put_due(Due { deadline, latest: deadline + tolerance, link: number, content, frame });
+            }
+        }
     }
 
     /// Slots of one link may come close together but never out of order; across links the order is the wheel's, exact
@@ -129,10 +169,10 @@ impl Engine {
         now: Nanos,
         pool: &mut FramePool,
         edge: &mut impl Edge,
-    ) -> Option<Frame> {
+    ) -> Option<(Frame, Content)> {
         let link = self.links.get_mut(number as usize)?.as_mut()?;
         if let Some(held) = self.cells.pop(&mut link.held) {
-            return Some(held);
+            return Some((held, Content::Forgotten));
         }
         // A slot without a session's keys stays empty, and is counted.
         let usable = |place: &u32| self.sessions.get(*place).is_some_and(|session| !session.is_expired(now));
@@ -140,12 +180,12 @@ impl Engine {
             self.counters.drop(DropReason::Expired);
             return None;
         };
-        let mut frame = match self.next_cell(number, now, pool, edge) {
-            Some(frame) => frame,
-            None => take_cell(pool, &mut self.counters)?,
+        let (mut frame, content) = match self.next_cell(number, now, pool, edge) {
+            Some(chosen) => chosen,
+            None => (take_cell(pool, &mut self.counters)?, Content::Cover),
         };
         self.sessions.get_mut(sender)?.seal(frame.cell_mut()?);
-        Some(frame)
+        Some((frame, content))
     }
 
     /// The payload for one slot: control, then the circuits in turn, then cells of circuits that begin here.
@@ -155,10 +195,10 @@ impl Engine {
         now: Nanos,
         pool: &mut FramePool,
         edge: &mut impl Edge,
-    ) -> Option<Frame> {
+    ) -> Option<(Frame, Content)> {
         let link = self.links.get_mut(number as usize)?.as_mut()?;
         if !link.control.is_empty() {
-            return self.control_cell(number, pool);
+            return self.control_cell(number, pool).map(|frame| (frame, Content::Payload));
         }
         // Whoever has nothing leaves the turn, so this ends.
         while let Some(turn) = link.ready.first() {
@@ -171,7 +211,7 @@ impl Engine {
             if let Some(frame) = self.cells.pop(queue) {
                 self.waiting -= 1;
                 self.turns.end_turn(&mut link.ready, !queue.is_empty());
-                return Some(frame);
+                return Some((frame, Content::Payload));
             }
             self.turns.remove(&mut link.ready, turn);
             let Role::Carried(carried) = &mut entry.role else { continue };
@@ -181,6 +221,7 @@ impl Engine {
             }
             let mut frame = take_cell(pool, &mut self.counters)?;
             carried.pay();
+            let content = Content::of_own(edge.has_data(circuit));
             let body = body_mut(&mut frame)?;
             let offset = fill_data(body, carried.received, circuit, now, edge);
             let seq = carried.own_backward(HopCommand::Data, offset, body);
@@ -188,14 +229,14 @@ impl Engine {
             if carried.wants_slot(edge.has_data(circuit)) {
                 self.turns.push_back(&mut link.ready, turn);
             }
-            return Some(frame);
+            return Some((frame, content));
         }
         for _ in 0..link.origins.len() {
             let link = self.links.get_mut(number as usize)?.as_mut()?;
             let turn = self.turns.pop_front(&mut link.origins)?;
             self.turns.push_back(&mut link.origins, turn);
-            if let Some(frame) = self.origin_cell(Self::side_of(turn).0, now, pool, edge) {
-                return Some(frame);
+            if let Some(chosen) = self.origin_cell(Self::side_of(turn).0, now, pool, edge) {
+                return Some(chosen);
             }
         }
         None
@@ -233,10 +274,11 @@ impl Engine {
         now: Nanos,
         pool: &mut FramePool,
         edge: &mut impl Edge,
-    ) -> Option<Frame> {
+    ) -> Option<(Frame, Content)> {
         let circuit = self.circuits.get_mut(number as usize)?.as_mut()?;
         let (Role::Origin(origin), Some(ahead)) = (&mut circuit.role, circuit.ahead) else { return None };
-        if !origin.open || !(origin.cover || edge.has_data(number)) {
+        let content = Content::of_own(edge.has_data(number));
+        if !origin.open || !(origin.cover || content == Content::Payload) {
             return None;
         }
         let mut frame = take_cell(pool, &mut self.counters)?;
@@ -245,7 +287,7 @@ impl Engine {
         let flags = if origin.cover { FLAG_CIRCUIT_COVER } else { 0 };
         let seq = origin.seal(LayerFields { command: HopCommand::Data as u8, flags, length }, body);
         put_header(&mut frame, relay_header(ahead.circ_id, seq));
-        Some(frame)
+        Some((frame, content))
     }
 }
 

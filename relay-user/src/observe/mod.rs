@@ -7,5 +7,7 @@
 
 pub mod attacks;
 pub mod finding;
+pub mod learn;
+pub mod live;
 pub mod stats;
 pub mod trace;

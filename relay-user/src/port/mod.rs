@@ -10,6 +10,7 @@ pub mod udp;
 
 use std::net::SocketAddr;
 
+use crate::engine::time::Nanos;
 use crate::xsk::{BusyPoll, Frame, FramePool, Pages};
 
 pub use crate::steering::XdpMode;
@@ -146,6 +147,10 @@ pub trait Port {
 
     /// Sets or clears where the datagrams of link slot `slot` go.
     fn set_peer(&mut self, slot: u32, peer: Option<Peer>);
+
+    /// The slot of the cell that is handed over next. For ports that measure how late it is; others need not know.
+    #[inline]
+    fn announce(&mut self, _slot: Nanos) {}
 
     /// Queues `frame`, whose data is a UDP payload, for the peer of `slot`.
     ///

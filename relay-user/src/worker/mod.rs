@@ -5,6 +5,7 @@ mod edge;
 mod pool;
 mod snapshot;
 mod turning;
+mod watch;
 
 pub use crossing::{CrossingCounters, Owners};
 pub use edge::{NodeEdge, OWN_CIRCUITS};
@@ -33,6 +34,8 @@ const COMMANDS: usize = 1024;
 const EVENTS: usize = 1024;
 /// Nice value of a spinning worker: the highest priority that is not real-time.
 const BUSY_NICE: i32 = -20;
+/// Nice value of this process's session among others: sched(7), autogroups.
+const AUTOGROUP: &str = "/proc/self/autogroup";
 
 /// How a worker waits for its next slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -243,7 +246,18 @@ fn prefer(poll: Poll) -> Result<(), Box<dyn std::error::Error>> {
             let lowest = ThreadPriority::Crossplatform(1u8.try_into()?);
             set_thread_priority_and_policy(thread_native_id(), lowest, policy)?;
         }
-        Poll::Busy => rustix::process::setpriority_process(None, BUSY_NICE)?,
+        Poll::Busy => {
+            rustix::process::setpriority_process(None, BUSY_NICE)?;
+            // A nice value counts among the programs of one session only. The session's own counts among sessions, where
+            // the kernel has them in groups at all.
+            match std::fs::write(AUTOGROUP, BUSY_NICE.to_string()) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+                _ => {}
+            }
+        }
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,6 +3,7 @@
 use super::CrossingCounters;
 use crate::engine::Counters;
 use crate::engine::time::Nanos;
+use crate::observe::live::AuditState;
 use crate::port::{PortCounters, PortMode};
 use std::sync::Mutex;
 
@@ -25,6 +26,8 @@ pub struct Totals {
     pub payload: [u64; 2],
     /// When a cell last came to a client's circuit; zero before.
     pub last_delivery: Nanos,
+    /// What the worker found of its own emission times.
+    pub audit: AuditState,
 }
 
 /// The last published [`Totals`]. The worker never waits for a reader: it skips a turn instead.

@@ -1,9 +1,11 @@
 //! A worker's loop: in pieces, so that the cells of slots that come due leave between any two of them.
 
 use super::crossing::{Crossing, Owner};
+use super::watch::{Watch, Watched};
 use super::{Clock, Events, NodeEdge, Poll, Report, Snapshot, ToWorker, Totals};
 use crate::engine::Engine;
 use crate::engine::time::Nanos;
+use crate::observe::live::Pace;
 use crate::port::{BindMode, Port, Received};
 use crate::xsk::{Frame, FramePool};
 use crossbeam::channel::{Receiver, TryRecvError};
@@ -60,6 +62,7 @@ pub(super) struct Turning<P> {
     clock: Clock,
     poll: Poll,
     joint: Joint,
+    pub(super) watch: Watch,
     received: Vec<Received>,
     housekeeping: Nanos,
     /// The grid's multiple up to which cells have left.
@@ -82,6 +85,7 @@ impl<P: Port> Turning<P> {
         poll: Poll,
         joint: Joint,
     ) -> Self {
+        let watch = Watch::new(engine.limits().links, clock, Pace::default());
         let grid = match port.mode().bind {
             BindMode::Copy | BindMode::Udp => COPYING_GRID,
             BindMode::ZeroCopy | BindMode::Memory => GRID,
@@ -94,6 +98,7 @@ impl<P: Port> Turning<P> {
             clock,
             poll,
             joint,
+            watch,
             received: Vec::with_capacity(TURN),
             housekeeping: Nanos(0),
             tick: Nanos(0),
@@ -117,6 +122,7 @@ impl<P: Port> Turning<P> {
             if now >= self.housekeeping {
                 self.housekeeping = now + HOUSEKEEPING;
                 self.edge.housekeep(now);
+                self.watch.look(now);
                 self.publish();
             }
             if self.poll == Poll::Adaptive {
@@ -148,14 +154,13 @@ impl<P: Port> Turning<P> {
 
     fn send_due(&mut self, tick: Nanos) {
         let mut queued = 0;
+        self.watch.begin();
         loop {
-            let port = &mut self.port;
-            let sent = self
-                .engine
-                .emit(tick, |link, frame| port.transmit(link, frame).map_err(|refused| refused.frame));
+            let mut outlet = Watched { port: &mut self.port, watch: &mut self.watch };
+            let sent = self.engine.emit_to(tick, &mut outlet);
             queued += sent;
             if queued >= FLUSH || (sent == 0 && queued > 0) {
-                self.unsent = port.flush(&mut self.pool);
+                self.unsent = self.port.flush(&mut self.pool);
                 queued = 0;
             }
             if sent == 0 {
@@ -271,6 +276,7 @@ impl<P: Port> Turning<P> {
             edge: self.edge.drops(),
             payload: self.edge.payload(),
             last_delivery: self.edge.last_delivery(),
+            audit: self.watch.state(),
         });
     }
 

@@ -136,9 +136,10 @@ pub struct Frame {
 
 impl Frame {
     /// Where a cell that is built here starts, in bytes from the start of the chunk. In front of it fit the 256 bytes
-    /// of headroom that XDP keeps, Ethernet (14), two VLAN tags (8), IPv6 (40) and UDP (8); rounded up to 16 for the
-    /// AEAD's sake.
-    pub const CELL_OFFSET: u16 = 336;
+    /// of headroom that XDP keeps, Ethernet (14), two VLAN tags (8), IPv6 (40) and UDP (8). It lies in the cache lines as
+    /// a cell does that came over IPv4 (headroom and 42 bytes of headers): otherwise the kernel copies cells of payload
+    /// 10 to 20 ns faster than cells of cover, and a sharp observer tells them apart by it.
+    pub const CELL_OFFSET: u16 = 256 + 42 + 64;
 
     /// The part in use.
     pub fn data(&self) -> &[u8] {

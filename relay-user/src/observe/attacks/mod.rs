@@ -5,14 +5,25 @@
 //! how often, or at their p-values, which are reported beside them.
 
 pub mod activity;
+pub mod connections;
 pub mod correlation;
+pub mod cover;
 pub mod distribution;
+pub mod filter;
+pub mod fingerprint;
 pub mod information;
+pub mod intersection;
+pub mod matching;
+pub mod pairing;
 #[cfg(test)]
 mod planted;
+pub mod rates;
 mod shape;
 pub mod sizes;
 pub mod start_stop;
+#[cfg(test)]
+mod traffic;
+pub mod watermark;
 
 use super::finding::{Attack, Finding, Interval, Target};
 use super::stats::{Permuted, UNBOUNDED};

@@ -1,0 +1,137 @@
+//! A worker on a port in memory whose links carry bursts of payload: its own audit sees a delay that the port puts on
+//! payload, and nothing where there is none.
+
+use super::turning::{Joint, Turning};
+use super::watch::Watch;
+use super::*;
+use crate::crypto::{LinkKeys, Split, Suite};
+use crate::engine::schedule::{Law, Schedule};
+use crate::engine::{Limits, Session};
+use crate::observe::live::{AuditState, Pace};
+use crate::port::{MemoryPort, PortCounters, PortMode, Received, TransmitError};
+use crate::xsk::{Arena, Frame};
+use rand_chacha::ChaCha8Rng;
+use rand_core::{Rng, SeedableRng};
+use relay_common::wire::{CIRCUIT_HEADER_LEN, CircuitHeader, Command as CellCommand, LINK_HEADER_LEN};
+use std::net::SocketAddr;
+
+const LINKS: u32 = 16;
+const RATE: u32 = 1000;
+/// Short, so that a test has many.
+const PACE: Pace = Pace { cluster: 64, cells: 1 << 13, span: 1 };
+
+/// A port that holds payload up, and knows it as the peers do: by opening each cell.
+struct Delaying {
+    wire: MemoryPort,
+    clock: Clock,
+    peers: Vec<LinkKeys>,
+    delay: Nanos,
+}
+
+impl Port for Delaying {
+    fn receive(&mut self, pool: &mut FramePool, out: &mut Vec<Received>, max: usize) -> usize {
+        self.wire.receive(pool, out, max)
+    }
+
+    fn set_peer(&mut self, slot: u32, peer: Option<Peer>) {
+        self.wire.set_peer(slot, peer);
+    }
+
+    fn transmit(&mut self, slot: u32, frame: Frame) -> Result<(), TransmitError> {
+        let mut cell = *frame.cell().expect("a cell");
+        self.peers[slot as usize].receive.open_cell(&mut cell).expect("of this link");
+        let header: [u8; CIRCUIT_HEADER_LEN] = *cell[LINK_HEADER_LEN..].first_chunk().unwrap();
+        let command = CircuitHeader::decode(&header).map(|header| header.command);
+        if command != Some(CellCommand::Cover as u8) {
+            let from = self.clock.now();
+            while self.clock.now().since(from) < self.delay {
+                std::hint::spin_loop();
+            }
+        }
+        self.wire.transmit(slot, frame)
+    }
+
+    fn flush(&mut self, pool: &mut FramePool) -> bool {
+        let waits = self.wire.flush(pool);
+        while let Some(sent) = self.wire.take_sent() {
+            pool.put(sent.frame);
+        }
+        waits
+    }
+
+    fn counters(&self) -> PortCounters {
+        self.wire.counters()
+    }
+
+    fn mode(&self) -> PortMode {
+        self.wire.mode()
+    }
+}
+
+fn split(link: u32) -> Split {
+    let mut bytes = [9; 32];
+    bytes[..4].copy_from_slice(&link.to_be_bytes());
+    Split { initiator_to_responder: bytes, responder_to_initiator: bytes.map(|byte| !byte) }
+}
+
+/// What a worker finds of itself in `epochs` epochs.
+fn audited(delay: Nanos, epochs: u64) -> AuditState {
+    let arena = Arena::anonymous(8192).unwrap();
+    let clock = Clock::start();
+    let mut wire = MemoryPort::new(512);
+    let address = SocketAddr::from(([192, 0, 2, 1], 7443));
+    let mut engine = Engine::new(Limits { links: LINKS, circuits: 1, ..Limits::default() });
+    for link in 0..LINKS {
+        wire.set_peer(link, Some(Peer { local: address, remote: address, macs: None, vlan: None }));
+        let mut seed = [3; 32];
+        seed[..4].copy_from_slice(&link.to_be_bytes());
+        let schedule = Box::new(Schedule::new(Law::Constant, RATE, clock.now(), seed));
+        engine.apply(Command::AddLink { link, schedule }, &mut NodeEdge::None, clock.now());
+        let keys = LinkKeys::derive(&split(link), Suite::Aes256Gcm, true);
+        let session = Box::new(Session::new(link, link, link, keys, address, clock.now()));
+        let install = Command::InstallSession { session, send_now: true };
+        engine.apply(install, &mut NodeEdge::None, clock.now());
+    }
+    let peers = (0..LINKS).map(|link| LinkKeys::derive(&split(link), Suite::Aes256Gcm, false)).collect();
+    let port = Delaying { wire, clock, peers, delay };
+    let (commands, inbox) = bounded(COMMANDS);
+    let snapshot = Arc::new(Snapshot::default());
+    let joint = Joint {
+        inbox,
+        events: Arc::new(Events::new()),
+        snapshot: Arc::clone(&snapshot),
+        number: 0,
+        crossing: None,
+    };
+    let pool = FramePool::new(arena, 256);
+    let mut turning = Turning::new(engine, port, NodeEdge::None, pool, clock, Poll::Adaptive, joint);
+    turning.watch = Watch::new(LINKS, clock, PACE);
+    std::thread::scope(|scope| {
+        scope.spawn(|| turning.run());
+        // Bursts of payload on each link, at random.
+        let mut rng = ChaCha8Rng::seed_from_u64(1);
+        let mut on = [false; LINKS as usize];
+        let started = Instant::now();
+        while snapshot.read().audit.epochs < epochs && started.elapsed() < Duration::from_secs(60) {
+            for (link, on) in (0..).zip(&mut on) {
+                *on ^= rng.next_u64().is_multiple_of(20);
+                let Some(frame) = arena.take().filter(|_| *on) else { continue };
+                let command = CellCommand::RekeyInit;
+                let send = Command::SendCell { link, circ_id: 0, command, hop_seq: 0, frame };
+                let _ = commands.try_send(ToWorker::Engine(send));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        commands.send(ToWorker::Stop).unwrap();
+    });
+    snapshot.read().audit
+}
+
+#[test]
+fn a_delay_on_payload_raises_the_alarm_and_nothing_else_does() {
+    let clean = audited(Nanos(0), 2);
+    assert!(clean.epochs >= 2, "{clean:?}");
+    assert_eq!(clean.breaches, 0, "{clean:?}");
+    let delayed = audited(Nanos(8_000), 1);
+    assert!(delayed.breaches >= 1 && delayed.last.is_some_and(|last| last.at_least >= 0.05), "{delayed:?}");
+}
