@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::Parser;
+use clap::builder::PossibleValuesParser;
 use relay_bench::privacy::{self, Options};
 
 /// Attacks the traffic of real programs through each defence, on this machine.
@@ -24,10 +25,10 @@ struct Arguments {
     #[arg(long, value_name = "NUMBER", default_value_t = 1)]
     seed: u64,
     /// Only this scenario; may be given several times
-    #[arg(long = "scenario", value_name = "NAME")]
+    #[arg(long = "scenario", value_name = "NAME", value_parser = PossibleValuesParser::new(privacy::scenario_names()))]
     scenarios: Vec<String>,
     /// Only this defence; may be given several times
-    #[arg(long = "defence", value_name = "NAME")]
+    #[arg(long = "defence", value_name = "NAME", value_parser = PossibleValuesParser::new(privacy::defence_names()))]
     defences: Vec<String>,
     /// The program `relay`, built for release
     #[arg(long, value_name = "FILE", hide = true)]
@@ -45,6 +46,11 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> anyhow::Result<()> {
+    // Better refused now than when all is measured.
+    for path in arguments.json.iter().chain(&arguments.html) {
+        let file = std::fs::File::options().create(true).append(true).open(path);
+        file.with_context(|| format!("cannot write {}", path.display()))?;
+    }
     let options = Options {
         quick: arguments.quick,
         relay: arguments.relay,

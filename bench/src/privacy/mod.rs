@@ -106,14 +106,31 @@ pub fn run(options: &Options) -> Result<(Report, Vec<Picture>)> {
     bench.finish()
 }
 
-/// Those that are measured: the control first, since others are compared with it.
-fn defences(options: &Options) -> Vec<Defence> {
-    let mut all = vec![Defence::PLAIN, Defence::schedule("constant"), Defence::schedule("jittered")];
-    if !options.quick {
-        all.extend([Defence::schedule("poisson"), Defence::pattern()]);
-    }
-    all.retain(|defence| is_wanted(&options.defences, defence.name));
-    all
+/// All defences: the control first, since others are compared with it.
+const DEFENCES: [Defence; 5] = [
+    Defence::PLAIN,
+    Defence::schedule("constant"),
+    Defence::schedule("jittered"),
+    Defence::schedule("poisson"),
+    Defence::pattern(),
+];
+/// Of these, a quick run takes so many where none is named.
+const QUICK_DEFENCES: usize = 3;
+
+/// Names of all defences.
+pub fn defence_names() -> impl Iterator<Item = &'static str> {
+    DEFENCES.into_iter().map(|defence| defence.name)
+}
+
+/// Names of all scenarios: payloads, faults of the link, two clients at once, and cells whose content is known.
+pub fn scenario_names() -> impl Iterator<Item = &'static str> {
+    let payloads = Scenario::ALL.into_iter().map(Scenario::name);
+    payloads.chain(Fault::ALL.into_iter().map(Fault::name)).chain(["two", "truth"])
+}
+
+fn defences(options: &Options) -> impl Iterator<Item = Defence> {
+    let count = if options.quick && options.defences.is_empty() { QUICK_DEFENCES } else { DEFENCES.len() };
+    DEFENCES.into_iter().take(count).filter(|defence| is_wanted(&options.defences, defence.name))
 }
 
 fn is_wanted(named: &[String], name: &str) -> bool {

@@ -29,7 +29,7 @@ pub struct Defence {
 
 impl Defence {
     /// The tunnel without shaping: what attacks must see through.
-    pub const PLAIN: Self = Self { name: "plain tunnel", schedule: None, pattern: None };
+    pub const PLAIN: Self = Self { name: "plain", schedule: None, pattern: None };
 
     /// A schedule of every link.
     pub const fn schedule(name: &'static str) -> Self {

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use maybenot::Machine;
 use relay_common::wire::MAX_HOPS;
 use serde::Deserialize;
 use toml::Spanned;
@@ -16,13 +17,14 @@ use super::network::{NetworkDocument, Relay, RelayRole};
 use super::prefix::Prefix;
 use super::source::{ConfigError, Source};
 use super::timestamp::Timestamp;
+use crate::engine::extra::parse_machines;
 
 /// Bytes of an IP packet in the tunnel: IPv6 asks for the lower bound, the upper one is a jumbo frame's.
 const MTU_RANGE: std::ops::RangeInclusive<u16> = 1280..=9000;
 const DEFAULT_MTU: u16 = 1400;
 
 /// How a client runs.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct ClientConfig {
     /// The network document.
     pub network: PathBuf,
@@ -46,7 +48,21 @@ pub struct ClientConfig {
     pub tun: Tun,
     /// Circuits that come and go on their own clock.
     pub decoys: Option<DecoyPlan>,
+    /// Machines that send beyond the link's schedule.
+    pub maybenot: Option<Maybenot>,
     source: Source,
+}
+
+/// Maybenot machines on top of the link's schedule.
+///
+/// The schedule stays as it is, and the guarantee that goes with it does not: what machines send depends on the payload,
+/// so an observer who knows them learns of it what they let through. The file has to say `guarantee = "lost"`.
+#[derive(Clone, Debug)]
+pub struct Maybenot {
+    /// 1 to 8 machines, as Maybenot writes them.
+    pub machines: Vec<Machine>,
+    /// The greatest share of extra cells among all, 0 to 1.
+    pub max_padding_fraction: f64,
 }
 
 /// How decoy circuits come and go. All lengths are drawn by the exponential law with these means.
@@ -238,6 +254,7 @@ impl ClientConfig {
             control: control(&source, &raw.control)?,
             tun: raw.tun.check(&source)?,
             decoys: raw.decoys.as_ref().map(|decoys| decoys.check(&source)).transpose()?,
+            maybenot: raw.maybenot.as_ref().map(|maybenot| maybenot.check(&source)).transpose()?,
             source,
         })
     }
@@ -269,6 +286,36 @@ struct RawClientConfig {
     control: RawControl,
     tun: RawTun,
     decoys: Option<RawDecoys>,
+    maybenot: Option<RawMaybenot>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawMaybenot {
+    machines: Spanned<Vec<String>>,
+    max_padding_fraction: Spanned<f64>,
+    guarantee: Spanned<String>,
+}
+
+impl RawMaybenot {
+    fn check(&self, source: &Source) -> Result<Maybenot, ConfigError> {
+        if self.guarantee.get_ref() != "lost" {
+            let what =
+                "machines send by the payload, so that the wire is no longer the same with and without it";
+            let remedy = "write \"lost\" to say that you want them all the same, or remove the table";
+            return Err(source.refuse(&self.guarantee, "maybenot.guarantee", what, remedy));
+        }
+        let max_padding_fraction = *self.max_padding_fraction.get_ref();
+        if !(0.0..=1.0).contains(&max_padding_fraction) {
+            let (key, what) = ("maybenot.max_padding_fraction", "is not a share from 0 to 1");
+            return Err(source.refuse(&self.max_padding_fraction, key, what, "choose one in this range"));
+        }
+        let machines = parse_machines(self.machines.get_ref()).map_err(|error| {
+            let remedy = "write 1 to 8 machines of Maybenot 2 that send padding and block nothing";
+            source.refuse(&self.machines, "maybenot.machines", error.to_string(), remedy)
+        })?;
+        Ok(Maybenot { machines, max_padding_fraction })
+    }
 }
 
 #[derive(Deserialize)]
@@ -364,6 +411,30 @@ routes = ["198.51.100.0/24"]
 
     fn parse(text: &str) -> Result<ClientConfig, ConfigError> {
         ClientConfig::parse(Path::new("/home/user/client.toml"), text)
+    }
+
+    #[test]
+    fn machines_run_only_where_the_guarantee_is_given_up() {
+        const ECHO: &str = "02eNply8EJACAMA8DExXQ0P+7pCC4gilYpbe8TEshcD66R8SUJkkDV+VTRWzEZ+OsG4gkO9w==";
+        let with = |machines: &str, fraction: &str, guarantee: &str| {
+            let table = format!(
+                "\n[maybenot]\nmachines = {machines}\nmax_padding_fraction = {fraction}\nguarantee = \"{guarantee}\"\n"
+            );
+            parse(&(text() + &table))
+        };
+        let machine = format!("[\"{ECHO}\"]");
+        let config = with(&machine, "0.5", "lost").unwrap();
+        assert_eq!(config.maybenot.unwrap().machines.len(), 1);
+        assert!(parse(&text()).unwrap().maybenot.is_none());
+        for (machines, fraction, guarantee, key, line) in [
+            (machine.as_str(), "0.5", "kept", "maybenot.guarantee", 21),
+            (machine.as_str(), "1.5", "lost", "maybenot.max_padding_fraction", 20),
+            ("[]", "0.5", "lost", "maybenot.machines", 19),
+            ("[\"02junk\"]", "0.5", "lost", "maybenot.machines", 19),
+        ] {
+            let error = with(machines, fraction, guarantee).unwrap_err();
+            assert_eq!((error.key.as_deref(), error.line), (Some(key), Some(line)), "{error}");
+        }
     }
 
     #[test]

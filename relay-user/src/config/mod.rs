@@ -11,7 +11,7 @@ mod relay;
 mod source;
 mod timestamp;
 
-pub use client::{ClientConfig, ClientPolicy, Cover, DecoyPlan, Tun};
+pub use client::{ClientConfig, ClientPolicy, Cover, DecoyPlan, Maybenot, Tun};
 pub use datapath::{BindMode, BusyPoll, Control, Datapath, DatapathMode, HugePages, PollMode, Worker};
 pub use network::NetworkDocument;
 pub use prefix::{InvalidPrefix, Prefix};
@@ -24,7 +24,7 @@ use std::path::Path;
 use source::Source;
 
 /// A file of either kind.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Config {
     /// A relay's file.
     Relay(Box<RelayConfig>),

@@ -8,10 +8,12 @@ mod rekey;
 pub(super) use rates::Rates;
 
 use super::action::{Action, Outbox, Refusal};
+use crate::config::Maybenot;
 use crate::crypto::datagram::{HsInit, HsResp, Mac1Key, Retry};
 use crate::crypto::handshake::{self, HandshakeRole, Initiator, Prologue};
 use crate::crypto::retry::{InitGuard, TokenKeys, TokenSubject};
 use crate::crypto::{LinkKeys, StaticKey, Suite};
+use crate::engine::extra::Extra;
 use crate::engine::schedule::{Law, RateOffset};
 use crate::engine::time::Nanos;
 use crate::engine::{Command, Session};
@@ -142,6 +144,8 @@ pub(super) struct Links {
     free: Vec<Vec<u32>>,
     slots: HashSet<u32>,
     pub(super) rates: Rates,
+    /// Machines that run on every link, beyond its schedule.
+    machines: Option<Maybenot>,
 }
 
 impl Links {
@@ -168,6 +172,33 @@ impl Links {
             free: free.collect(),
             slots: HashSet::new(),
             rates,
+            machines: None,
+        }
+    }
+
+    /// Runs machines on every link from its begin on.
+    pub(super) fn run_machines(&mut self, machines: Maybenot) {
+        self.machines = Some(machines);
+    }
+
+    /// Whether what leaves depends on the schedule alone.
+    pub(super) const fn keeps_guarantee(&self) -> bool {
+        self.machines.is_none()
+    }
+
+    fn set_extra(
+        &self,
+        link: u32,
+        machines: &Maybenot,
+        now: Nanos,
+        rng: &mut impl CryptoRng,
+        out: &mut Outbox,
+    ) {
+        let mut seed = [0; 32];
+        rng.fill_bytes(&mut seed);
+        match Extra::new(machines.machines.clone(), machines.max_padding_fraction, now, seed) {
+            Ok(extra) => out.worker(Command::SetExtra { link, extra: Box::new(extra) }),
+            Err(error) => log::error!("the link runs without its machines: {error}"),
         }
     }
 
@@ -461,6 +492,9 @@ impl Links {
         let offset = RateOffset::draw(rng);
         let schedule = self.rates.schedule(governor.class(), offset, now, rng);
         out.worker(Command::AddLink { link: number, schedule });
+        if let Some(machines) = &self.machines {
+            self.set_extra(number, machines, now, rng, out);
+        }
         out.push(Action::Aim { link: number, lane, remote: address });
         let keys = LinkKeys::derive(split, self.suite, initiator);
         self.install(number, address, receive_index, send_index, keys, initiator, now, out);

@@ -361,6 +361,7 @@ impl Node {
                 Part::Client(own) => own.decoys.as_ref().map(Decoys::begun),
                 Part::Relay(_) => None,
             },
+            guarantee: if self.links.keeps_guarantee() { "schedule" } else { "lost" },
             self_audit: self.audit().into(),
             rates: RatesStatus::new(&self.links.rates, self.policy),
         }

@@ -141,7 +141,11 @@ async fn client(config: ClientConfig, network: NetworkDocument) -> Result<()> {
 
     let waiting = config.datapath.frames as usize / 2;
     let limits = Limits { links: 16, circuits: 16, waiting, ..Limits::default() };
-    let links = Links::new(network.suite, None, peers, limits.links, 1, rates(&network, clock));
+    let mut links = Links::new(network.suite, None, peers, limits.links, 1, rates(&network, clock));
+    if let Some(maybenot) = config.maybenot {
+        log::warn!("Maybenot machines run: what leaves no longer is the same with and without payload");
+        links.run_machines(maybenot);
+    }
     let decoys = config.decoys.map(|plan| {
         let paths = network.paths().filter(|path| path[0].name == entry.name).map(path_relays).collect();
         Decoys::new(plan, paths, network.suite, clock.now(), &mut rng)

@@ -34,6 +34,8 @@ pub(super) struct Status {
     /// Decoy circuits that a client began; `None` where it has no timetable for them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) decoys_begun: Option<u64>,
+    /// `schedule` where what leaves depends on it alone, `lost` where Maybenot machines add to it.
+    pub(super) guarantee: &'static str,
     pub(super) self_audit: SelfAuditStatus,
     pub(super) rates: RatesStatus,
 }
