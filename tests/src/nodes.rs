@@ -53,6 +53,8 @@ pub struct Layout<'a> {
     pub trunk: Class<'a>,
     /// The word after `cover =` in the client's configuration.
     pub cover: &'a str,
+    /// Tables at the end of the client's configuration.
+    pub client_tables: &'a str,
 }
 
 impl Default for Layout<'_> {
@@ -62,6 +64,7 @@ impl Default for Layout<'_> {
             client: Class { rate: CLIENT_RATE, schedule: "jittered", pattern: None },
             trunk: Class { rate: TRUNK_RATE, schedule: "constant", pattern: None },
             cover: "circuit",
+            client_tables: "",
         }
     }
 }
@@ -183,7 +186,7 @@ impl<'a> Nodes<'a> {
             nodes.write(&nodes.file(host, "toml"), &nodes.relay_config(host, &operator, layout.workers))?;
         }
         for host in [Host::Client, Host::Second] {
-            nodes.write(&nodes.file(host, "toml"), &nodes.client_config(host, &operator, layout.cover))?;
+            nodes.write(&nodes.file(host, "toml"), &nodes.client_config(host, &operator, &layout))?;
         }
         Ok(nodes)
     }
@@ -365,13 +368,14 @@ impl<'a> Nodes<'a> {
         text
     }
 
-    fn client_config(&self, host: Host, operator: &str, cover: &str) -> String {
+    fn client_config(&self, host: Host, operator: &str, layout: &Layout<'_>) -> String {
+        let Layout { cover, client_tables, .. } = layout;
         format!(
             "network = \"network.toml\"\noperator = \"{operator}\"\nclass = \"standard\"\ncover = \"{cover}\"\n\
              path = [\"entry\", \"middle\", \"exit\"]\n\n\
              [datapath]\nmode = \"udp\"\nlisten = \"0.0.0.0:0\"\n\n[worker]\npoll = \"adaptive\"\n\n\
              [control]\nsocket = \"{}\"\n\n\
-             [tun]\nname = \"ew0\"\nmtu = 1400\nroutes = [\"198.51.100.0/24\"]\n",
+             [tun]\nname = \"ew0\"\nmtu = 1400\nroutes = [\"198.51.100.0/24\"]\n{client_tables}",
             self.file(host, "sock").display()
         )
     }

@@ -28,5 +28,9 @@ mod machines;
 mod rates;
 #[path = "simulation/rogue.rs"]
 mod rogue;
+#[path = "simulation/relays.rs"]
+mod relays;
 #[path = "simulation/slots.rs"]
 mod slots;
+#[path = "simulation/watermark.rs"]
+mod watermark;

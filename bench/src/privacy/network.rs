@@ -25,20 +25,35 @@ pub struct Defence {
     pub schedule: Option<&'static str>,
     /// Its pattern, where it is one.
     pub pattern: Option<&'static str>,
+    /// Maybenot machines run at the client, beyond the schedule.
+    pub machines: bool,
 }
+
+/// A machine that answers each cell of payload with one more, 700 µs later.
+const MACHINES: &str = "
+[maybenot]
+machines = [\"02eNply8EJACAMA8DExXQ0P+7pCC4gilYpbe8TEshcD66R8SUJkkDV+VTRWzEZ+OsG4gkO9w==\"]
+max_padding_fraction = 0.5
+guarantee = \"lost\"
+";
 
 impl Defence {
     /// The tunnel without shaping: what attacks must see through.
-    pub const PLAIN: Self = Self { name: "plain", schedule: None, pattern: None };
+    pub const PLAIN: Self = Self { name: "plain", schedule: None, pattern: None, machines: false };
 
     /// A schedule of every link.
     pub const fn schedule(name: &'static str) -> Self {
-        Self { name, schedule: Some(name), pattern: None }
+        Self { name, schedule: Some(name), pattern: None, machines: false }
     }
 
     /// The schedule `pattern`, with an uneven one.
     pub const fn pattern() -> Self {
         Self { pattern: Some("[1, 1, 1, 5]"), ..Self::schedule("pattern") }
+    }
+
+    /// Machines on top of `jittered`: what the guarantee's loss costs.
+    pub const fn maybenot() -> Self {
+        Self { name: "maybenot", machines: true, ..Self::schedule("jittered") }
     }
 }
 
@@ -68,7 +83,8 @@ impl<'a> Network<'a> {
                 let client = Class { schedule, rate, pattern };
                 // A trunk has to go like the clock that the defence is about, for the rows of trunks.
                 let trunk = Class { schedule, pattern, ..usual.trunk };
-                let mut nodes = Nodes::prepare_as(lab, relay, Layout { client, trunk, ..usual })?;
+                let client_tables = if defence.machines { MACHINES } else { "" };
+                let mut nodes = Nodes::prepare_as(lab, relay, Layout { client, trunk, client_tables, ..usual })?;
                 for &host in RELAYS.iter().chain(clients) {
                     nodes.start(host)?;
                 }

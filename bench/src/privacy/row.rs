@@ -103,6 +103,15 @@ impl Row {
         self
     }
 
+    /// The same row, reported and not judged.
+    pub fn without_target(self) -> Self {
+        let status = match self.status {
+            Status::Met | Status::Missed => Status::Reported,
+            other => other,
+        };
+        Self { target: Target::None, status, ..self }
+    }
+
     /// The same row, not to be judged.
     pub fn invalid(self, why: &str) -> Self {
         Self { status: Status::Invalid, note: why.to_owned(), ..self }

@@ -6,6 +6,7 @@ use rand_core::{Rng, SeedableRng};
 use relay_user::engine::schedule::{Law, Pattern};
 use relay_user::engine::time::Nanos;
 use relay_user::engine::{Command, DropReason};
+use relay_user::observe::attacks::watermark::{Act, Watermark};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::net::SocketAddr;
@@ -35,6 +36,18 @@ pub(crate) struct Faults {
     pub(crate) flip: u32,
 }
 
+/// What a relay on the path has right after a cell came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Knows {
+    pub(crate) at: u64,
+    /// Cells of all its links so far.
+    pub(crate) received: u64,
+    /// Cells in its queues.
+    pub(crate) waiting: usize,
+    /// Cells so far that ended here.
+    pub(crate) ended: u64,
+}
+
 struct Wire {
     rng: ChaCha8Rng,
     latency: u64,
@@ -60,6 +73,10 @@ pub(crate) struct Net {
     /// Cells that went to a node, for whoever wants to throw them again.
     pub(crate) tapped: Vec<(SocketAddr, Vec<u8>)>,
     pub(crate) tap: Option<usize>,
+    /// What an adversary does to cells between client and entry.
+    pub(crate) mark: Option<Watermark>,
+    /// What each node learns, cell by cell.
+    pub(crate) knows: BTreeMap<usize, Vec<Knows>>,
     wires: BTreeMap<(usize, u32), Wire>,
     flights: BinaryHeap<Reverse<Flight>>,
     order: u64,
@@ -86,6 +103,8 @@ impl Net {
             egress: Egress::new(),
             tapped: Vec::new(),
             tap: None,
+            mark: None,
+            knows: BTreeMap::new(),
             wires: BTreeMap::new(),
             flights: BinaryHeap::new(),
             order: 0,
@@ -210,6 +229,12 @@ impl Net {
                 continue;
             }
             node.receive(&flight.bytes, flight.source, Nanos(self.now));
+            self.knows.entry(flight.to).or_default().push(Knows {
+                at: self.now,
+                received: node.engine.counters().received,
+                waiting: node.engine.waiting_cells(),
+                ended: node.edge.cells,
+            });
             if self.tap == Some(flight.to) {
                 self.tapped.push((flight.source, flight.bytes));
             }
@@ -235,6 +260,12 @@ impl Net {
         let (flip, bit, delay) = (draw(1000), draw(1360 * 8) as usize, draw(15_000_000));
         let Faults { loss, duplicate, reorder, flip: flips } = self.faults;
         let latency = wire.latency + if late < reorder { u64::from(delay) } else { 0 };
+        let act = self.mark.as_ref().filter(|_| (from, link) == (CLIENT, 1)).map(|mark| mark.act(self.now));
+        let held = match act {
+            Some(Act::Delay(nanos)) => nanos,
+            Some(Act::Pass) | None => 0,
+            Some(Act::Drop) => return,
+        };
         if lost < loss {
             return;
         }
@@ -246,7 +277,7 @@ impl Net {
                 bytes[bit / 8] ^= 1 << (bit % 8);
             }
             self.order += 1;
-            let (source, at) = (self.nodes[from].address, self.now + latency + copies * 3 * MS);
+            let (source, at) = (self.nodes[from].address, self.now + latency + held + copies * 3 * MS);
             self.flights.push(Reverse(Flight { at, order: self.order, to: far, source, bytes }));
         }
     }
