@@ -26,10 +26,10 @@ mod lifetimes;
 mod machines;
 #[path = "simulation/rates.rs"]
 mod rates;
-#[path = "simulation/rogue.rs"]
-mod rogue;
 #[path = "simulation/relays.rs"]
 mod relays;
+#[path = "simulation/rogue.rs"]
+mod rogue;
 #[path = "simulation/slots.rs"]
 mod slots;
 #[path = "simulation/watermark.rs"]

@@ -142,7 +142,7 @@ fn is_wanted(named: &[String], name: &str) -> bool {
 /// stretches; chance takes many to be bounded by 0.03.
 fn plans(options: &Options, defence: Defence) -> Vec<Plan> {
     let each = match (options.quick, defence.schedule.is_some()) {
-        (true, true) => 14,
+        (true, true) => 28,
         (true, false) => 8,
         (false, true) => 60,
         (false, false) => 20,
@@ -151,8 +151,8 @@ fn plans(options: &Options, defence: Defence) -> Vec<Plan> {
     let mixed = Plan {
         fault: None,
         guard: Duration::from_millis(200),
-        window: Duration::from_millis(25),
-        idle: 3 * each,
+        window: Duration::from_millis(20),
+        idle: 2 * each,
         scenarios: scenarios.collect(),
         each,
     };
@@ -160,7 +160,8 @@ fn plans(options: &Options, defence: Defence) -> Vec<Plan> {
     let faulty: Vec<Plan> = faults
         .map(|fault| Plan {
             fault: Some(fault),
-            idle: 2 * each,
+            idle: each,
+            each: if options.quick { each / 2 } else { each },
             scenarios: vec![Scenario::Bulk],
             ..mixed.clone()
         })
@@ -248,7 +249,7 @@ impl<'a> Bench<'a> {
         let servers = Servers::start(lab.netns(Host::Service), service)?;
         let mut network = Network::start(&lab, &self.options.relay, defence, &duo::CLIENTS)?;
         let blocks = match (self.options.quick, defence.schedule.is_some()) {
-            (true, true) => 84,
+            (true, true) => 60,
             (true, false) => 20,
             (false, true) => 300,
             (false, false) => 40,

@@ -84,7 +84,8 @@ impl<'a> Network<'a> {
                 // A trunk has to go like the clock that the defence is about, for the rows of trunks.
                 let trunk = Class { schedule, pattern, ..usual.trunk };
                 let client_tables = if defence.machines { MACHINES } else { "" };
-                let mut nodes = Nodes::prepare_as(lab, relay, Layout { client, trunk, client_tables, ..usual })?;
+                let mut nodes =
+                    Nodes::prepare_as(lab, relay, Layout { client, trunk, client_tables, ..usual })?;
                 for &host in RELAYS.iter().chain(clients) {
                     nodes.start(host)?;
                 }

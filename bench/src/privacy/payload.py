@@ -6,6 +6,7 @@ A line "on" or "off" on standard input begins or ends the speaking; its end ends
 the service answers every message.
 """
 
+import os
 import random
 import select
 import socket
@@ -52,10 +53,11 @@ def main():
         wait = None if due is None else max(0.0, due - now)
         readable, _, _ = select.select([link, sys.stdin], [], [], wait)
         if sys.stdin in readable:
-            word = sys.stdin.readline()
-            if not word:
+            # Not by line: of two that came together, one would wait in a buffer that select does not see.
+            words = os.read(sys.stdin.fileno(), 4096).split()
+            if not words:
                 return
-            due = time.monotonic() if word.strip() == "on" else None
+            due = time.monotonic() if words[-1] == b"on" else None
         if link in readable:
             try:
                 if not link.recv(65536) and kind == "chat":
