@@ -6,14 +6,17 @@ use anyhow::Result;
 use rand_chacha::ChaCha8Rng;
 use rand_core::Rng as _;
 use relay_user::engine::schedule::Law;
-use relay_user::observe::finding::Finding;
+use relay_user::observe::finding::{Finding, Target};
 
-use super::row::Row;
+use super::row::{Row, Status};
 use super::truth::{Plan, run};
 use crate::rig::Rig;
 
 /// What payload is held back by, where a leak is planted.
 const PLANTED: Duration = Duration::from_micros(5);
+
+/// Cells that a row needs at least.
+const CELLS: usize = 1_000_000;
 
 /// Records a million cells of a worker that sends by `law`, and as many with a leak.
 ///
@@ -31,6 +34,20 @@ pub(super) fn measure(law: Law, name: &str, quick: bool, rng: &mut ChaCha8Rng) -
             statistic: format!("{}, {place}", finding.statistic),
             note: format!("{} cells unmatched, {} slots missed", recorded.unmatched, recorded.missed),
             ..Row::new(finding, "bursts of chance length", defence.as_str())
+        };
+        let row = |finding: &Finding, place: &str| {
+            let row = row(finding, place);
+            // A bound of 0.02 is for as many cells as show it, and for all of the interval.
+            let within = match finding.target {
+                Target::Between { low, high } => low <= finding.interval.low && finding.interval.high <= high,
+                _ => true,
+            };
+            let few = finding.samples < CELLS;
+            if row.status == Status::Met && (few || !within) {
+                Row { status: Status::NoPower, ..row }
+            } else {
+                row
+            }
         };
         let seed = rng.next_u64();
         rows.extend(recorded.attack_handed(planted, seed).iter().map(|finding| row(finding, "handed over")));

@@ -54,10 +54,12 @@ def main():
         readable, _, _ = select.select([link, sys.stdin], [], [], wait)
         if sys.stdin in readable:
             # Not by line: of two that came together, one would wait in a buffer that select does not see.
-            words = os.read(sys.stdin.fileno(), 4096).split()
-            if not words:
+            told = os.read(sys.stdin.fileno(), 4096)
+            if not told:
                 return
-            due = time.monotonic() if words[-1] == b"on" else None
+            # A line's end may come by itself.
+            for word in told.split():
+                due = time.monotonic() if word == b"on" else None
         if link in readable:
             try:
                 if not link.recv(65536) and kind == "chat":

@@ -8,12 +8,14 @@ use anyhow::{Context as _, Result, bail};
 use rand_chacha::ChaCha8Rng;
 use relay_common::wire::{CELL_LEN, DatagramType};
 use relay_tests::interrupt::Interrupt;
+use relay_tests::nodes::{CLIENT_RATE, TRUNK_RATE};
 use relay_tests::recorder::{Datagram, Seen};
 use relay_tests::{Host, Lab, Recorder, Recording};
 use relay_user::observe::attacks::connections::{Event, Kind};
 use relay_user::observe::stats::shuffle;
 use relay_user::observe::trace::{Sample, Sight, Trace, Window};
 
+use super::attack::{CLIENT, TRUNKS};
 use super::fault::{self, Fault};
 use super::network::{Defence, Network};
 use super::scenario::{Programs, Scenario};
@@ -21,6 +23,9 @@ use super::scenario::{Programs, Scenario};
 /// Time for programs and recorders to come to rest before the first stretch.
 const SETTLE: Duration = Duration::from_millis(300);
 
+/// Of a class's cells, at least so many are seen where the capture and the nodes do what they should; a faulty link lets
+/// four fifths through.
+const SEEN_AT_LEAST: f64 = 0.75;
 /// Of so many stretches with payload, one may come out without: more, and the programs do not do what they are said to.
 const SILENT_IN: usize = 20;
 
@@ -205,6 +210,7 @@ fn watch(
     }
     // The recorders empty their sockets every 5 ms.
     std::thread::sleep(Duration::from_millis(30));
+    let listening = wire.is_listening() && inside.is_listening();
     let (outer, inner) = (wire.take(), inside.take());
     network.check()?;
     let missed_slots = network.missed_slots().saturating_sub(missed);
@@ -225,7 +231,11 @@ fn watch(
         invalid: None,
         missed_slots,
     };
-    run.invalid = complaint(&run, outer.lost + inner.lost, programs.failures);
+    run.invalid = if listening {
+        complaint(&run, outer.lost + inner.lost, programs.failures)
+    } else {
+        Some("a recorder ended before the run did".to_owned())
+    };
     Ok(run)
 }
 
@@ -270,6 +280,19 @@ fn complaint(run: &Run, lost: u64, failures: u32) -> Option<String> {
     }
     if failures > 0 {
         return Some(format!("a program that makes the payload ended by itself {failures} times"));
+    }
+    if run.defence.schedule.is_some() {
+        let seconds = run.blocks.last().map_or(0.0, |block| block.to as f64 / 1e9);
+        for (wires, rate) in [(&CLIENT[..], CLIENT_RATE), (&TRUNKS[..], TRUNK_RATE)] {
+            for (from, to) in wires {
+                let seen = run.wire(*from, *to).map_or(0, |trace| trace.sights().len());
+                let due = f64::from(rate) * seconds * SEEN_AT_LEAST;
+                if (seen as f64) < due {
+                    let hosts = [from.name(), to.name()].join(" to ");
+                    return Some(format!("from {hosts} came {seen} cells in {seconds:.0} s"));
+                }
+            }
+        }
     }
     // The windows of the few that the machine's stalls leave empty are in no sample.
     let busy = run.blocks.iter().filter(|block| block.is_busy());

@@ -3,6 +3,7 @@
 
 use rand_chacha::ChaCha8Rng;
 
+use super::BINS;
 use super::marks::{Mark, Marks, Span};
 use super::row::{Row, plain, with_p};
 use crate::observe::attacks::activity::activity;
@@ -123,14 +124,16 @@ fn with_marks(
         let none = correlation(&[], BIN, LAGS, rng);
         return with_p(name, &none, |_| String::new(), NEEDS);
     }
+    // A capture may say that it lasted for years.
+    let width = BIN.max((to - from) / BINS);
     let packets = marks.busy().filter(inside).flat_map(|mark| {
         let first = mark.from.max(from);
-        (0..(mark.to.min(to) - first) / BIN).map(move |bin| Sight { at: first + bin * BIN, length: 1000 })
+        (0..(mark.to.min(to) - first) / width).map(move |bin| Sight { at: first + bin * width, length: 1000 })
     });
     let payload = Trace::new(packets.collect());
     let run = Run { payload: payload.window(from, to), wire: trace.window(from, to) };
     let power = |finding: &Finding| format!("{} is", plain(4.2 / (finding.samples.max(1) as f64).sqrt()));
-    with_p(name, &correlation(&[run], BIN, LAGS, rng), power, NEEDS)
+    with_p(name, &correlation(&[run], width, LAGS, rng), power, NEEDS)
 }
 
 /// Attack 6: stretches around marks' ends against stretches just before and in the middle of them.

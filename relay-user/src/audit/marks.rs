@@ -155,7 +155,9 @@ fn nanos(seconds: &str) -> Option<u64> {
     }
     let scale = format!("{fraction:0<9}");
     let fraction: u64 = scale.get(..9)?.parse().ok()?;
-    whole.parse::<u64>().ok()?.checked_mul(1_000_000_000)?.checked_add(fraction)
+    let nanos = whole.parse::<u64>().ok()?.checked_mul(1_000_000_000)?.checked_add(fraction)?;
+    // What is computed with times must not overflow.
+    (nanos <= i64::MAX as u64).then_some(nanos)
 }
 
 #[cfg(test)]

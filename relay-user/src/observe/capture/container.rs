@@ -317,9 +317,13 @@ impl Clock {
     fn nanos(self, ticks: u64) -> Option<u64> {
         let nanos = u128::from(ticks) * NANOSECONDS / u128::from(self.per_second);
         let nanos = i128::try_from(nanos).ok()?;
-        u64::try_from(nanos.checked_add(i128::from(self.offset) * 1_000_000_000)?).ok()
+        let nanos = nanos.checked_add(i128::from(self.offset) * 1_000_000_000)?;
+        u64::try_from(nanos).ok().filter(|&nanos| nanos <= LATEST)
     }
 }
+
+/// Times beyond the year 2262 are no times: what is computed with them must not overflow.
+const LATEST: u64 = i64::MAX as u64;
 
 /// Ticks per second by `if_tsresol`: a power of ten or, with the top bit, of two.
 fn per_second(exponent: u8) -> Option<u64> {
