@@ -1,6 +1,7 @@
 //! Decoy sessions of a client: circuits that come and go, and are busy and quiet, by a timetable drawn ahead. What its
-//! user does has no part in it, so a relay that sees circuits begin, end and fall silent learns less from those that are
-//! his.
+//! user does has no part in it: a relay that counts circuits, and sees them begin, end and fall silent, does not count
+//! his sessions. They are no doubles of his own circuit, which lives for hours: a relay that looks at one circuit for long
+//! may tell which kind it is.
 
 use super::action::Outbox;
 use super::builder::Builder;
@@ -52,6 +53,8 @@ impl Sitting {
     }
 }
 
+/// Sittings passed over in one look, at most.
+const MOST_SLEPT_THROUGH: usize = 64;
 /// Spells of one sitting, at most.
 const MOST_SPELLS: usize = 4096;
 
@@ -102,7 +105,11 @@ impl Decoys {
 
     /// Begins, ends, quickens and quiets what is due.
     pub(super) fn on_tick(&mut self, now: Nanos, links: &Links, rng: &mut impl Rng, out: &mut Outbox) {
-        if now >= self.sitting.end {
+        // Those that a host slept through are left out.
+        for _ in 0..MOST_SLEPT_THROUGH {
+            if now < self.sitting.end {
+                break;
+            }
             if let Some(mut builder) = self.builder.take() {
                 builder.close(out);
             }
@@ -118,15 +125,19 @@ impl Decoys {
             None => {
                 let Some(path) = self.paths.get(self.sitting.path) else { return };
                 self.begun += 1;
-                self.busy = true;
                 self.builder.insert(Builder::decoy(path.clone(), self.suite, OWN_CIRCUITS, self.begun))
             }
         };
         if builder.attempts() < ATTEMPTS {
             builder.on_tick(now, now, links, rng, out);
         }
+        let Some(circuit) = builder.open_circuit() else {
+            // A circuit fills its turns from its first moment on.
+            self.busy = true;
+            return;
+        };
         let busy = self.sitting.is_busy(now);
-        if let Some(circuit) = builder.open_circuit().filter(|_| busy != self.busy) {
+        if busy != self.busy {
             self.busy = busy;
             out.worker(Command::SetCover { circuit, cover: busy });
         }

@@ -133,6 +133,7 @@ impl Engine {
         self.sealed_bound -= link.max_held;
         self.wheel.remove(number);
         self.due.retain(|due| due.link != number);
+        self.extras = self.due.iter().filter(|due| due.extra).count();
         self.waiting -= self.control.clear(&mut link.control, |cell| matches!(cell, ControlCell::Ready(_)));
         self.cells.clear(&mut link.held, |_| true);
         while let Some(place) = link.sessions {

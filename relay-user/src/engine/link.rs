@@ -76,7 +76,7 @@ impl Session {
     #[inline]
     pub(super) fn expect(&mut self, counter: u64) -> u64 {
         let beyond = counter.saturating_add(1).saturating_sub(self.next_expected);
-        self.next_expected += beyond;
+        self.next_expected = self.next_expected.saturating_add(beyond);
         beyond
     }
 

@@ -118,6 +118,8 @@ struct Due {
     latest: Nanos,
     link: u32,
     content: Content,
+    /// Beyond the link's schedule.
+    extra: bool,
     frame: Frame,
 }
 
@@ -144,6 +146,8 @@ pub struct Engine {
     control: Store<ControlCell>,
     wheel: Wheel,
     due: VecDeque<Due>,
+    /// Those in `due` that are beyond their links' schedules.
+    extras: usize,
     /// Cells that all links together may have in `due`.
     sealed_bound: usize,
     /// Cells in the queues of circuits and links.
@@ -172,6 +176,7 @@ impl Engine {
             control: Store::new((CONTROL_CELLS * links).min(CONTROL_STORE) + circuits),
             wheel: Wheel::new(links),
             due: VecDeque::with_capacity(4 * links),
+            extras: 0,
             sealed_bound: 0,
             waiting: 0,
             events: VecDeque::with_capacity(limits.events + circuits + 2 * links),

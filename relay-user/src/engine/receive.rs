@@ -1,7 +1,7 @@
 //! What happens to a cell between the port and an out-link's queue.
 
 use super::circuit::{Direction, LayerError, QUEUE_CELLS, Role, Side, data_of};
-use super::link::{ControlCell, Link};
+use super::link::{ControlCell, Link, SESSION_CELLS};
 use super::time::Nanos;
 use super::{DropReason, Edge, Engine, Event, body_mut, put_header, relay_header};
 use crate::xsk::Frame;
@@ -44,7 +44,8 @@ impl Engine {
         if session.source != source {
             return Err(DropReason::WrongSource);
         }
-        if session.is_expired(now) {
+        // A peer that seals beyond the keys' count has to be refused as one that seals beyond their time.
+        if session.is_expired(now) || header.counter >= SESSION_CELLS {
             return Err(DropReason::Expired);
         }
         session.keys.receive.open_cell(cell).map_err(|_| DropReason::Unauthentic)?;
@@ -71,7 +72,7 @@ impl Engine {
         if let Some(extra) = &mut link.extra {
             extra.on_arrival(now);
         }
-        link.expected += beyond;
+        link.expected = link.expected.saturating_add(beyond);
         link.arrived += 1;
         if link.sender == Some(place) {
             return;

@@ -42,6 +42,7 @@ impl Engine {
         while sent < EMIT_BATCH
             && let Some(due) = self.due.pop_front_if(|due| due.deadline <= now)
         {
+            self.extras -= usize::from(due.extra);
             let departure = Departure { link: due.link, deadline: due.deadline, content: due.content };
             if now > due.latest {
                 outlet.missed(departure);
@@ -115,36 +116,35 @@ impl Engine {
                 {
                     extra.on_slot(content, now);
                 }
-                self.put_due(Due { deadline, latest, link: number, content, frame });
+                self.put_due(Due { deadline, latest, link: number, content, extra: false, frame });
             }
         }
-        self.stage_extra(number, sender, now, pool, edge);
+        self.stage_extra(number, sender, now, pool);
         staged.max(1)
     }
 
-    /// Seals the cells that a link's machines want within the lead, at most one for each of them. Looked for with each of
-    /// the link's slots, so that one may come a gap later than its machine says.
-    fn stage_extra(
-        &mut self,
-        number: u32,
-        sender: Option<u32>,
-        now: Nanos,
-        pool: &mut FramePool,
-        edge: &mut impl Edge,
-    ) {
-        for _ in 0..MAX_MACHINES {
+    /// Seals the cells that a link's machines want within the lead, [`MAX_MACHINES`] of all links at most, so that they take
+    /// no room from slots. Looked for with each of the link's slots, so that one may come a gap later than its machine says.
+    /// They are cover always: a circuit has the rate that was set aside for it, and no more.
+    fn stage_extra(&mut self, number: u32, sender: Option<u32>, now: Nanos, pool: &mut FramePool) {
+        while self.extras < MAX_MACHINES {
             let Some(Some(link)) = self.links.get_mut(number as usize) else { return };
             let tolerance = link.tolerance;
-            // A machine may ask for one cell after the other without end.
-            if self.due.len() == self.due.capacity() {
-                return;
-            }
             let Some(extra) = &mut link.extra else { return };
             let Some(deadline) = extra.next_cell(now + self.limits.lead, now) else { return };
-            if let Some((frame, content)) = self.sealed_cell(number, sender, now, pool, edge) {
-                self.put_due(Due { deadline, latest: deadline + tolerance, link: number, content, frame });
-            }
+            let Some(frame) = self.sealed_cover(sender, now, pool) else { return };
+            let (latest, content) = (deadline + tolerance, Content::Cover);
+            self.extras += 1;
+            self.put_due(Due { deadline, latest, link: number, content, extra: true, frame });
         }
+    }
+
+    fn sealed_cover(&mut self, sender: Option<u32>, now: Nanos, pool: &mut FramePool) -> Option<Frame> {
+        let session = self.sessions.get(sender?).filter(|session| !session.is_expired(now));
+        session?;
+        let mut frame = take_cell(pool, &mut self.counters)?;
+        self.sessions.get_mut(sender?)?.seal(frame.cell_mut()?);
+        Some(frame)
     }
 
     /// Slots of one link may come close together but never out of order; across links the order is the wheel's, exact

@@ -158,7 +158,7 @@ impl Plan {
             memory: Memory::of(config.datapath.frames, 1, 1),
             leakage: Leakage::of_link(&policy, Epochs::new(network.epoch_seconds)),
             problems,
-            notes: notes(),
+            notes: notes().into_iter().chain(extras(config)).collect(),
         })
     }
 
@@ -368,6 +368,17 @@ fn too_few_workers(load: &[Cores], workers: u16) -> Option<String> {
         "{}: {:.1} cores by {}, and worker.count is {workers}; raise it, or have fewer cells",
         heaviest.when, heaviest.cores, heaviest.datapath
     ))
+}
+
+/// What a client adds on top of what is planned.
+fn extras(config: &ClientConfig) -> impl Iterator<Item = &'static str> {
+    let machines = config.maybenot.is_some().then_some(
+        "leakage: not bounded. Maybenot machines send by the payload; bandwidth counts none of their cells",
+    );
+    let decoys = config.decoys.is_some().then_some(
+        "goodput: half as much while a decoy circuit is busy, and each reserves the class's rate on the trunks once more",
+    );
+    machines.into_iter().chain(decoys)
 }
 
 fn notes() -> Vec<&'static str> {

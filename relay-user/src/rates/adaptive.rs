@@ -1,7 +1,8 @@
-//! The adaptive policy's choice: differentially private, with a stated ε for each epoch.
+//! The adaptive policy's choice: differentially private, with a stated ε for each choice, and one choice for each epoch.
 //!
-//! - *Neighbours*: any two ways in which a client may use one epoch, from nothing to everything. This is the strongest
-//!   relation there is for one epoch; nobody need ask how much traffic a conversation has.
+//! - *Neighbours*: any two ways in which a client may use the time from one choice to the next, from nothing to everything.
+//!   That time is an epoch's length, and begins and ends shortly before the epoch does. Nobody need ask how much traffic a
+//!   conversation has; one that lies across a choice is in two of them, at 2·ε.
 //! - *Statistic*: the demand in cells per second, clamped to [0, rate of the fastest class].
 //! - *Mechanism*: the exponential mechanism with the score 1 for the class that the demand asks for (the slowest whose
 //!   rate is at least 5/4 of it, else the fastest) and 0 for all others.

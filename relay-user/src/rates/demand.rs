@@ -40,8 +40,10 @@ impl DemandMeter {
         self.since = Some((now, totals));
     }
 
-    /// The highest demand, in cells per second, since the last call.
+    /// The highest demand, in cells per second, of the whole stretches since the last call. The stretch that runs counts
+    /// for neither call, so that no moment's use is in two choices.
     pub fn take(&mut self) -> u64 {
+        self.since = None;
         std::mem::take(&mut self.peak)
     }
 }
@@ -61,8 +63,20 @@ mod tests {
         }
         assert_eq!(meter.take(), 100, "1000 cells up in the last ten seconds");
         assert_eq!(meter.take(), 0, "and nothing since");
+        meter.note(Nanos(30 * SECOND), [1105 * CELL, 600 * CELL]);
         meter.note(Nanos(50 * SECOND), [1105 * CELL, 1000 * CELL]);
         assert_eq!(meter.take(), 20, "over the time that really passed");
+    }
+
+    #[test]
+    fn a_stretch_that_lies_across_a_choice_is_in_none() {
+        let mut meter = DemandMeter::new(Nanos(3600 * SECOND));
+        meter.note(Nanos(0), [0, 0]);
+        meter.note(Nanos(8 * SECOND), [5000 * CELL, 0]);
+        assert_eq!(meter.take(), 0);
+        meter.note(Nanos(12 * SECOND), [6000 * CELL, 0]);
+        meter.note(Nanos(22 * SECOND), [6100 * CELL, 0]);
+        assert_eq!(meter.take(), 10);
     }
 
     #[test]

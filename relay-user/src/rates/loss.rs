@@ -88,9 +88,9 @@ impl StepDown {
 
     /// Takes a window of the epoch that runs.
     pub const fn note(&mut self, window: LossWindow, rules: &LossRules) {
-        self.windows += 1;
+        self.windows = self.windows.saturating_add(1);
         if window.is_above(rules.high) {
-            self.high += 1;
+            self.high = self.high.saturating_add(1);
         }
     }
 
@@ -104,7 +104,7 @@ impl StepDown {
     pub fn at_boundary(&mut self, levels: usize, rules: &LossRules) -> bool {
         let (windows, high) = (std::mem::take(&mut self.windows), std::mem::take(&mut self.high));
         let before = self.level;
-        if windows > 0 && 2 * high > windows {
+        if windows > 0 && high > windows / 2 {
             self.good = 0;
             self.level = (self.level + 1).min(levels);
         } else if windows > 0 && self.level > 0 {

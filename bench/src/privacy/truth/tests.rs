@@ -1,5 +1,4 @@
 use super::*;
-use relay_user::observe::finding::{Attack, Verdict};
 
 fn plan(links: u32, cells: u64) -> Plan {
     Plan { links, cells, ..Plan::quick(Law::Jittered) }
@@ -51,18 +50,4 @@ fn cells_are_found_again_with_their_slots_and_what_they_carry() {
     }
     let share = recorded.handed.iter().filter(|cell| cell.payload).count() as f64;
     assert!((share / recorded.handed.len() as f64 - 1.0 / 3.0).abs() < 0.05);
-}
-
-/// The real kernel, with fewer cells: what is planted is found, in both places.
-#[test]
-#[ignore = "needs root and two processors that nothing else uses"]
-fn a_planted_delay_is_found_on_the_real_kernel() {
-    let rig = Rig::build(1).unwrap();
-    let plan = plan(40, 200_000).planted(Duration::from_micros(5));
-    let recorded = run(&rig, &plan).unwrap();
-    for findings in [recorded.attack_handed(true, 1), recorded.attack_wire(true, 1)] {
-        assert!(findings.iter().all(|finding| finding.attack == Attack::Cover));
-        assert!(findings.iter().all(|finding| finding.verdict() != Verdict::Missed), "{findings:?}");
-        assert!(findings.iter().any(|finding| finding.verdict() == Verdict::Met), "{findings:?}");
-    }
 }

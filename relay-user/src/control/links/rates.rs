@@ -171,11 +171,13 @@ pub(super) struct Governed {
     /// How often the coming choice was told.
     told: u64,
     report_at: Nanos,
+    /// When a report of the peer's is heard again: nobody votes more often than others.
+    hear_at: Nanos,
 }
 
 impl Governed {
     pub(super) fn new(plan: Arc<Plan>, governor: Governor, offset: RateOffset, now: Nanos) -> Self {
-        Self { plan, governor, offset, told: 0, report_at: now }
+        Self { plan, governor, offset, told: 0, report_at: now, hear_at: now }
     }
 
     /// A fixed time, or a share of the slowest class's slots: the same whatever class the link has at the moment.
@@ -265,6 +267,12 @@ impl Links {
         let Some(body) = body_mut(&mut frame).and_then(|body| body.first_chunk()) else { return };
         let LossTotals { expected, received } = LossTotals::decode(body);
         let Some(link) = self.links.get_mut(&number) else { return };
+        if now < link.governed.hear_at {
+            out.refuse(Refusal::Unexpected);
+            return;
+        }
+        // Two that waited for a slot may come close together, so half of what lies between them.
+        link.governed.hear_at = now + Nanos(link.governed.report_interval().0 / 2);
         let Governed { plan, governor, .. } = &mut link.governed;
         if governor.on_report(plan, expected, received, now) {
             self.stop_link(number, now, out);

@@ -1,4 +1,5 @@
-//! New keys for a running link. The handshake travels in the link's own slots, so the wire does not show it.
+//! New keys for a running link. The handshake travels in the link's own slots. The wire shows no more than that the receiver
+//! index in the clear has changed.
 
 use super::{Links, OLD_KEYS, REKEY, REKEY_PATIENCE, Who, new_index};
 use crate::control::action::{Outbox, Refusal};
