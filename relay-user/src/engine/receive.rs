@@ -44,11 +44,14 @@ impl Engine {
         if session.source != source {
             return Err(DropReason::WrongSource);
         }
-        // A peer that seals beyond the keys' count has to be refused as one that seals beyond their time.
-        if session.is_expired(now) || header.counter >= SESSION_CELLS {
+        if session.is_expired(now) {
             return Err(DropReason::Expired);
         }
         session.keys.receive.open_cell(cell).map_err(|_| DropReason::Unauthentic)?;
+        // A peer that seals beyond the keys' count is refused as one that seals beyond their time.
+        if header.counter >= SESSION_CELLS {
+            return Err(DropReason::Expired);
+        }
         if !session.window.accept(header.counter) {
             return Err(DropReason::Replayed);
         }

@@ -12,19 +12,13 @@ pub(crate) struct Leakage {
     pub(crate) policy: String,
     /// Classes that it chooses from.
     pub(crate) classes: u32,
-    /// Changes, at most.
-    pub(crate) changes_per_day: f64,
+    /// Boundaries at which it may change, or tell that it does not.
+    pub(crate) opportunities_per_day: f64,
     /// Bits that an observer can learn in a day, at most.
     pub(crate) bits_per_day: f64,
 }
 
 impl Leakage {
-    /// One class for good: its rate says nothing.
-    #[cfg(test)]
-    pub(crate) fn fixed() -> Self {
-        Self::of("fixed", 1, 1, 0.0)
-    }
-
     /// The bound for one direction of one link that comes by its classes in this way.
     pub(super) fn of_link(plan: &Plan, epochs: Epochs) -> Self {
         let mut classes: Vec<ClassNumber> = plan.policy.classes();
@@ -35,7 +29,7 @@ impl Leakage {
         Self {
             policy: plan.policy.name().to_owned(),
             classes: u32::try_from(classes.len()).unwrap_or(u32::MAX),
-            changes_per_day: if classes.len() > 1 { 86_400.0 / seconds } else { 0.0 },
+            opportunities_per_day: if classes.len() > 1 { 86_400.0 / seconds } else { 0.0 },
             bits_per_day: plan.bits_per_day(epochs),
         }
     }
@@ -47,33 +41,20 @@ impl Leakage {
         most.unwrap_or(Self {
             policy: "fixed".to_owned(),
             classes: 1,
-            changes_per_day: 0.0,
+            opportunities_per_day: 0.0,
             bits_per_day: 0.0,
         })
-    }
-
-    /// The bound of a policy that may take one of `classes` at `changes` points of an epoch, `epochs_per_day` times a
-    /// day. A choice among n says log2(n) bits at most; that no change was made is a choice, too.
-    #[cfg(test)]
-    pub(crate) fn of(policy: &str, classes: u32, changes: u32, epochs_per_day: f64) -> Self {
-        let changes_per_day = f64::from(changes) * epochs_per_day;
-        Self {
-            policy: policy.to_owned(),
-            classes,
-            changes_per_day,
-            bits_per_day: f64::from(classes.max(1)).log2() * changes_per_day,
-        }
     }
 
     /// In a line.
     pub(super) fn line(&self) -> String {
         format!(
-            "{:.3} bits a day at most for one way of a link: policy {}, {} {}, {} changes a day",
+            "{:.3} bits a day at most for one way of a link: policy {}, {} {}, {} opportunities a day",
             self.bits_per_day,
             self.policy,
             self.classes,
             if self.classes == 1 { "class" } else { "classes" },
-            self.changes_per_day
+            self.opportunities_per_day
         )
     }
 }
@@ -83,16 +64,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_choice_says_as_much_as_there_is_to_choose() {
-        assert!(Leakage::fixed().bits_per_day.abs() < 1e-12);
-        // Four classes, once in each of 24 hours: 2 bits each.
-        let hourly = Leakage::of("adaptive", 4, 1, 24.0);
-        assert!((hourly.bits_per_day - 48.0).abs() < 1e-12);
-        assert!((Leakage::of("scheduled", 3, 2, 1.0).bits_per_day - 2.0 * 3.0_f64.log2()).abs() < 1e-12);
-        assert!(Leakage::of("odd", 0, 5, 1.0).bits_per_day.abs() < 1e-12);
+    fn a_bound_is_a_line() {
+        let hourly = Leakage {
+            policy: "adaptive".to_owned(),
+            classes: 4,
+            opportunities_per_day: 24.0,
+            bits_per_day: 48.0,
+        };
         assert_eq!(
             hourly.line(),
-            "48.000 bits a day at most for one way of a link: policy adaptive, 4 classes, 24 changes a day"
+            "48.000 bits a day at most for one way of a link: policy adaptive, 4 classes, 24 opportunities a day"
         );
+        assert!(Leakage::greatest(&[], Epochs::new(3600)).bits_per_day.abs() < 1e-12);
     }
 }

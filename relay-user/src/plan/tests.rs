@@ -73,7 +73,7 @@ fn a_clients_plan_is_what_the_hand_computes() {
     assert_eq!(plan.cores.len(), 1);
     near(plan.cores[0].cores, 0.010_762_7);
     assert_eq!((plan.memory.links, plan.memory.circuits), (3101, 1904));
-    assert_eq!(plan.leakage, Leakage::fixed());
+    assert_eq!((plan.leakage.classes, plan.leakage.bits_per_day), (1, 0.0));
 }
 
 #[test]
