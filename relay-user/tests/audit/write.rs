@@ -99,8 +99,9 @@ pub(crate) fn pcapng(
         0..=0x7f => 10_u128.pow(u32::from(resolution)),
         _ => 1 << (resolution & 0x7f),
     };
-    let mut file =
-        block(bytes, 0x0a0d_0d0a, &[bytes.u32(0x1a2b_3c4d), [0; 4], [0xff; 4], [0xff; 4]].concat());
+    // Version 1.0, and a section of unknown length.
+    let section = [&bytes.u32(0x1a2b_3c4d)[..], &bytes.u16(1), &bytes.u16(0), &[0xff; 8]].concat();
+    let mut file = block(bytes, 0x0a0d_0d0a, &section);
     let mut interface = [&bytes.u16(u16::try_from(link_type).unwrap())[..], &[0; 2], &[0; 4]].concat();
     interface.extend([&bytes.u16(2)[..], &bytes.u16(3), b"eth\0"].concat());
     interface.extend([&bytes.u16(9)[..], &bytes.u16(1), &[resolution, 0, 0, 0]].concat());
