@@ -1,6 +1,7 @@
 //! Links: kept up from start, with backoff; handshakes, rekeys, and the rate that circuits have taken of each. No IO and
 //! no clock: [`Outbox`] takes what is to be done.
 
+mod handshakes;
 mod parked;
 mod rates;
 mod rekey;
@@ -9,26 +10,25 @@ pub(super) use rates::Rates;
 
 use super::action::{Action, Outbox, Refusal};
 use crate::config::Maybenot;
-use crate::crypto::datagram::{HsInit, HsResp, Mac1Key, Retry};
-use crate::crypto::handshake::{self, HandshakeRole, Initiator, Prologue};
-use crate::crypto::retry::{InitGuard, TokenKeys, TokenSubject};
+use crate::crypto::datagram::Mac1Key;
+use crate::crypto::handshake::Initiator;
+use crate::crypto::retry::{InitGuard, TokenKeys};
 use crate::crypto::{LinkKeys, StaticKey, Suite};
 use crate::engine::extra::Extra;
 use crate::engine::schedule::{Law, RateOffset};
 use crate::engine::time::Nanos;
 use crate::engine::{Command, Session};
 use crate::rates::Plan;
+use handshakes::Dial;
 use parked::Parked;
 use rand_core::{CryptoRng, Rng};
 use rates::Governed;
 use relay_common::abi::session_slot;
-use relay_common::wire::{DatagramType, DestroyReason, RELAY_ID_LEN};
+use relay_common::wire::{DestroyReason, RELAY_ID_LEN};
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-/// First and longest wait for an answer to HS_INIT; doubled each time, with a quarter of jitter.
-const RETRANSMIT: (u64, u64) = (Nanos::SECOND.0, 4 * Nanos::SECOND.0);
 /// Mean time between rekeys (protocol: 120 s with jitter; the jitter here is a tenth either way).
 const REKEY: u64 = 120 * Nanos::SECOND.0;
 /// How long an unanswered rekey message waits before the next.
@@ -88,23 +88,6 @@ impl Identity {
         let tokens = TokenKeys::new(now.0, rng);
         Self { id, key, port, clients, mac1, tokens, guard: InitGuard::new(GUARD) }
     }
-}
-
-/// An HS_INIT that waits for its answer.
-#[derive(Debug)]
-struct Attempt {
-    initiator: Initiator,
-    sender_index: u32,
-    nonce: [u8; 8],
-    token: [u8; 16],
-}
-
-/// Where the handshake with a peer stands.
-#[derive(Debug)]
-struct Dial {
-    attempt: Option<Attempt>,
-    tries: u32,
-    again: Nanos,
 }
 
 /// Who is at the other end of a link.
@@ -289,181 +272,6 @@ impl Links {
         for number in numbers {
             self.tend(number, now, rng, out);
             self.govern(number, now, rng, out);
-        }
-    }
-
-    fn dial(&mut self, at: usize, token: [u8; 16], now: Nanos, rng: &mut impl CryptoRng, out: &mut Outbox) {
-        let repeated = token != [0; 16];
-        let (role, key) = match &self.identity {
-            Some(identity) => (HandshakeRole::Relay, Some(&identity.key)),
-            None => (HandshakeRole::Client, None),
-        };
-        let peer = &self.peers[at];
-        let prologue = Prologue::new(self.suite, role, &peer.id, &token);
-        let (initiator, message) = match Initiator::start(role, key, &peer.public, &prologue) {
-            Ok(started) => started,
-            Err(error) => {
-                log::error!("handshake with {}: {error}", peer.name);
-                return;
-            }
-        };
-        let previous = self.dials[at].attempt.take();
-        // The token is bound to the nonce that asked for it; every other HS_INIT gets a fresh one.
-        let nonce = match &previous {
-            Some(previous) if repeated => previous.nonce,
-            _ => rng.next_u64().to_be_bytes(),
-        };
-        if let Some(previous) = previous {
-            self.slots.remove(&session_slot(previous.sender_index));
-        }
-        let Some(sender_index) = new_index(&mut self.slots, rng) else {
-            out.refuse(Refusal::Exhausted);
-            return;
-        };
-        let init = HsInit { role, sender_index, client_nonce: nonce, message: &message, retry_token: token };
-        let peer = &self.peers[at];
-        let bytes = init.encode(&Mac1Key::new(&peer.public), rng).to_vec();
-        out.push(Action::Datagram { lane: peer.lane, to: peer.address, bytes });
-        let dial = &mut self.dials[at];
-        if !repeated {
-            let wait = (RETRANSMIT.0 << dial.tries.min(8)).min(RETRANSMIT.1);
-            dial.tries += 1;
-            dial.again = now + Nanos(wait + rng.next_u64() % (wait / 4));
-        }
-        dial.attempt = Some(Attempt { initiator, sender_index, nonce, token });
-    }
-
-    /// Takes a datagram of the kernel's socket of a lane's port.
-    pub(super) fn on_datagram(
-        &mut self,
-        bytes: &[u8],
-        source: SocketAddr,
-        lane: u16,
-        now: Nanos,
-        rng: &mut impl CryptoRng,
-        out: &mut Outbox,
-    ) {
-        match bytes.first().copied().and_then(DatagramType::from_byte) {
-            Some(DatagramType::HsInit) => self.on_init(bytes, source, lane, now, rng, out),
-            Some(DatagramType::HsResp) => self.on_response(bytes, source, now, rng, out),
-            Some(DatagramType::Retry) => self.on_retry(bytes, source, now, rng, out),
-            _ => out.refuse(Refusal::Malformed),
-        }
-    }
-
-    fn on_init(
-        &mut self,
-        bytes: &[u8],
-        source: SocketAddr,
-        lane: u16,
-        now: Nanos,
-        rng: &mut impl CryptoRng,
-        out: &mut Outbox,
-    ) {
-        let Some(identity) = &mut self.identity else { return out.refuse(Refusal::Unexpected) };
-        let Ok(init) = HsInit::decode(bytes, &identity.mac1) else { return out.refuse(Refusal::WrongMac) };
-        let destination_port = identity.port + lane;
-        let subject = TokenSubject { source, destination_port, client_nonce: init.client_nonce };
-        if !identity.tokens.accepts(now.0, &subject, &init.retry_token) {
-            out.refuse(Refusal::NoToken);
-            let retry = Retry { client_nonce: init.client_nonce, token: identity.tokens.issue(&subject) };
-            out.push(Action::Datagram { lane, to: source, bytes: retry.encode().to_vec() });
-            return;
-        }
-        if self.rates.is_stopped_source(source, now) {
-            return out.refuse(Refusal::Stopped);
-        }
-        let prologue = Prologue::new(self.suite, init.role, &identity.id, &init.retry_token);
-        let Ok(answer) = handshake::respond(init.role, &identity.key, init.message, &prologue) else {
-            return out.refuse(Refusal::Unauthentic);
-        };
-        if identity.guard.admit(now.0, init.message).is_err() {
-            return out.refuse(Refusal::ReplayedInit);
-        }
-        let clients = &identity.clients;
-        let (who, plan) = match init.role {
-            HandshakeRole::Client => (Who::Client, Arc::clone(clients)),
-            HandshakeRole::Relay => {
-                let asks = |peer: &Peer| Some(peer.public) == answer.peer && peer.lane == lane;
-                let known = self.peers.iter().position(asks);
-                match known {
-                    Some(at) if self.rates.is_stopped_peer(at, now) => return out.refuse(Refusal::Stopped),
-                    Some(at) => (Who::Peer(at), Arc::clone(&self.peers[at].plan)),
-                    None => return out.refuse(Refusal::UnknownPeer),
-                }
-            }
-        };
-        let Some(receive_index) = new_index(&mut self.slots, rng) else {
-            return out.refuse(Refusal::Exhausted);
-        };
-        let Ok(message) = answer.message.as_slice().try_into() else { return };
-        let response = HsResp { sender_index: receive_index, receiver_index: init.sender_index, message };
-        let reply = response.encode(rng).to_vec();
-        let send_index = init.sender_index;
-        let parked = Parked { who, lane, source, plan, send_index, split: answer.split, born: now };
-        let opened = match who {
-            Who::Client if self.workers() > 1 => self.park(receive_index, parked, out),
-            Who::Client => self.open(receive_index, &parked, 0, false, rng, out),
-            Who::Peer(_) => self.open(receive_index, &parked, u32::from(lane), false, rng, out),
-        };
-        if opened {
-            out.push(Action::Datagram { lane, to: source, bytes: reply });
-        }
-    }
-
-    fn on_retry(
-        &mut self,
-        bytes: &[u8],
-        source: SocketAddr,
-        now: Nanos,
-        rng: &mut impl CryptoRng,
-        out: &mut Outbox,
-    ) {
-        let Ok(retry) = Retry::decode(bytes) else { return out.refuse(Refusal::Malformed) };
-        let asked = |attempt: &Attempt| attempt.nonce == retry.client_nonce && attempt.token == [0; 16];
-        let at = self
-            .peers
-            .iter()
-            .zip(&self.dials)
-            .position(|(peer, dial)| peer.address == source && dial.attempt.as_ref().is_some_and(asked));
-        match at {
-            Some(at) => self.dial(at, retry.token, now, rng, out),
-            None => out.refuse(Refusal::Unexpected),
-        }
-    }
-
-    fn on_response(
-        &mut self,
-        bytes: &[u8],
-        source: SocketAddr,
-        now: Nanos,
-        rng: &mut impl CryptoRng,
-        out: &mut Outbox,
-    ) {
-        let Ok(response) = HsResp::decode(bytes) else { return out.refuse(Refusal::Malformed) };
-        let asked = |attempt: &Attempt| attempt.sender_index == response.receiver_index;
-        let at = self
-            .peers
-            .iter()
-            .zip(&self.dials)
-            .position(|(peer, dial)| peer.address == source && dial.attempt.as_ref().is_some_and(asked));
-        let Some(at) = at else { return out.refuse(Refusal::Unexpected) };
-        let Some(attempt) = self.dials[at].attempt.take() else { return };
-        let index = attempt.sender_index;
-        match attempt.initiator.finish(response.message) {
-            Ok(split) => {
-                let (lane, plan) = (self.peers[at].lane, Arc::clone(&self.peers[at].plan));
-                let send_index = response.sender_index;
-                let answered =
-                    Parked { who: Who::Peer(at), lane, source, plan, send_index, split, born: now };
-                self.open(index, &answered, u32::from(lane), true, rng, out);
-                self.dials[at].tries = 0;
-                log::info!("link to {} is up", self.peers[at].name);
-            }
-            Err(_) => {
-                self.slots.remove(&session_slot(index));
-                out.refuse(Refusal::Unauthentic);
-            }
         }
     }
 
