@@ -7,17 +7,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use relay_tests::Netns;
-use relay_tests::processes::end_child;
 
 use crate::tools;
-use relay_tests::interrupt::Interrupt;
 
 /// How the names of the benchmarks' namespaces begin.
 const NAMESPACES: [&str; 4] = ["ewb-", "ewp-", "ewu", "ewx-"];
 /// Time that a process gets to end by itself.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How often a wait looks again.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Arguments of `cargo xtask bench`, which the benchmarks read themselves.
 #[derive(Debug, clap::Args)]
@@ -38,19 +34,9 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     command.current_dir(std::env::current_dir().context("the current directory")?);
     let manifest = tools::workspace().join("Cargo.toml");
     command.args(["run", "--release", "--locked", "--quiet", "--package", "relay-bench", "--manifest-path"]);
-    let interrupt = Interrupt::listen()?;
     let before = Netns::names();
     // cargo becomes the program that it runs, so this is the benchmarks' process.
-    let mut child = command.arg(manifest).arg("--").args(&args.args).spawn().context("cannot run cargo")?;
-    let status = loop {
-        if let Some(status) = child.try_wait()? {
-            break status;
-        }
-        if interrupt.is_set() {
-            break end_child(&mut child, PATIENCE)?;
-        }
-        std::thread::sleep(LOOK_AGAIN);
-    };
+    let status = tools::supervise(command.arg(manifest).arg("--").args(&args.args), PATIENCE)?;
     if !status.success() {
         remove_leftovers(&before);
         bail!("the benchmarks: {status}");

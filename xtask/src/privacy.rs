@@ -4,16 +4,13 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use relay_tests::interrupt::Interrupt;
 
 use crate::tools::{self, Tool};
 
 /// What makes the payload, beside what every lab needs.
 const PAYLOAD: [Tool; 2] = [("python3", "python3"), ("tc", "iproute2")];
-/// How often the program is looked after.
-const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// Time that it gets to take its lab down when it is interrupted.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Arguments of `cargo xtask privacy`, which its program reads itself.
 #[derive(Debug, clap::Args)]
@@ -37,24 +34,10 @@ pub(crate) fn run(args: &PrivacyArgs) -> Result<()> {
         bail!("cargo build: {status}");
     }
     let release = tools::target_dir().join("release");
-    // From now on ctrl-C is the program's to obey: it has a lab to take down.
-    let interrupt = Interrupt::listen()?;
     let mut command = std::process::Command::new(release.join("relay-privacy"));
     // Started where the user is: files that the arguments name are the user's.
     command.arg("--relay").arg(release.join("relay")).args(&args.args);
-    let mut child = command.spawn().context("cannot run relay-privacy")?;
-    let mut told = false;
-    let status = loop {
-        if let Some(status) = child.try_wait()? {
-            break status;
-        }
-        if interrupt.is_set() && !std::mem::replace(&mut told, true) {
-            // Sent to this process alone, a signal would not reach it.
-            let pid = Pid::from_raw(i32::try_from(child.id()).context("a process id beyond 2^31")?);
-            kill(pid, Signal::SIGTERM).ok();
-        }
-        std::thread::sleep(LOOK_AGAIN);
-    };
+    let status = tools::supervise(&mut command, PATIENCE)?;
     if !status.success() {
         bail!("the attacks could not be run: {status}");
     }

@@ -1,9 +1,12 @@
 //! Programs that the developer commands need beyond Rust's own.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use relay_tests::interrupt::Interrupt;
+use relay_tests::processes::end_child;
 
 /// A program and the Debian package that contains it.
 pub(crate) type Tool = (&'static str, &'static str);
@@ -21,6 +24,25 @@ const LAB: [Tool; 7] = [
 
 /// Where programs for the administrator live; an ordinary user's `PATH` leaves the sbin ones out.
 const SYSTEM_DIRS: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"];
+
+/// Runs a program to its end. Ctrl-C and a signal to this process alone are passed on as SIGTERM, and the program gets
+/// `patience` to remove what it made.
+pub(crate) fn supervise(command: &mut Command, patience: Duration) -> Result<ExitStatus> {
+    let interrupt = Interrupt::listen()?;
+    let mut child = command.spawn().with_context(|| format!("cannot run {command:?}"))?;
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status);
+        }
+        if interrupt.is_set() {
+            return end_child(&mut child, patience);
+        }
+        std::thread::sleep(LOOK_AGAIN);
+    }
+}
+
+/// How often a running program is looked after.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Installs what the lab and the tests lack with the distribution's package manager, saying so.
 pub(crate) fn install_missing() -> Result<()> {

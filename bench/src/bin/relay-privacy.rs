@@ -12,7 +12,7 @@ use relay_bench::privacy::{self, Options};
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask privacy")]
 struct Arguments {
-    /// Fewer windows: at most 15 minutes, with wider intervals
+    /// At most 15 minutes: fewer windows, so wider intervals; plain, constant and jittered only, where none is named
     #[arg(long)]
     quick: bool,
     /// Also writes the results here, as JSON

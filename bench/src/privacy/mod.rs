@@ -331,6 +331,12 @@ impl<'a> Bench<'a> {
         }
         cost::compare(&mut self.cost);
         row::sort(&mut self.rows);
+        let mut left_out = attack::LEFT_OUT.map(str::to_owned).to_vec();
+        let measured: Vec<&str> = defences(self.options).map(|defence| defence.name).collect();
+        let others: Vec<&str> = defence_names().filter(|name| !measured.contains(name)).collect();
+        if !others.is_empty() {
+            left_out.push(format!("in this run: {}", others.join(", ")));
+        }
         let report = Report {
             quick: self.options.quick,
             seconds: self.started.elapsed().as_secs_f64(),
@@ -338,7 +344,7 @@ impl<'a> Bench<'a> {
             rows: self.rows,
             cost: self.cost,
             noise: self.probe.noise(),
-            left_out: attack::LEFT_OUT.map(str::to_owned).to_vec(),
+            left_out,
         };
         Ok((report, self.pictures))
     }

@@ -1,6 +1,7 @@
 //! The wire as a picture: for each direction, its cells over time and how its gaps are distributed.
 
 use plotters::coord::Shift;
+use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 
 use super::canvas::{Brush, Canvas};
@@ -117,21 +118,7 @@ impl Picture {
         chart.draw_series(
             self.marks.iter().map(|&(from, to)| Rectangle::new([(from, 0.0), (to, most)], shade)),
         )?;
-        chart
-            .configure_mesh()
-            .disable_x_mesh()
-            .x_labels(8)
-            .y_labels(4)
-            .x_label_formatter(&|value| short(*value))
-            .y_label_formatter(&|value| short(*value))
-            .x_desc(if last { "seconds" } else { "" })
-            .y_desc("cells")
-            .axis_style(INK)
-            .bold_line_style(GRID)
-            .light_line_style(TRANSPARENT)
-            .label_style(("sans-serif", 15, &INK))
-            .axis_desc_style(("sans-serif", 16, &INK))
-            .draw()?;
+        axes(&mut chart, 8, if last { "seconds" } else { "" }, "cells")?;
         // Steps: a bin's count holds for the whole bin.
         let steps = row.counts.iter().zip(0_u32..).flat_map(|(&count, bin)| {
             let (from, count) = (f64::from(bin) * self.bin, f64::from(count));
@@ -140,6 +127,29 @@ impl Picture {
         chart.draw_series(LineSeries::new(steps, CELLS.stroke_width(1)))?;
         Ok(())
     }
+}
+
+fn axes<B: DrawingBackend>(
+    chart: &mut ChartContext<'_, B, Cartesian2d<RangedCoordf64, RangedCoordf64>>,
+    labels: usize,
+    x: &str,
+    y: &str,
+) -> Result<(), DrawingAreaErrorKind<B::ErrorType>> {
+    chart
+        .configure_mesh()
+        .disable_x_mesh()
+        .x_labels(labels)
+        .y_labels(4)
+        .x_label_formatter(&|value| short(*value))
+        .y_label_formatter(&|value| short(*value))
+        .x_desc(x)
+        .y_desc(y)
+        .axis_style(INK)
+        .bold_line_style(GRID)
+        .light_line_style(TRANSPARENT)
+        .label_style(("sans-serif", 15, &INK))
+        .axis_desc_style(("sans-serif", 16, &INK))
+        .draw()
 }
 
 fn over_gaps<B: DrawingBackend>(
@@ -157,21 +167,7 @@ fn over_gaps<B: DrawingBackend>(
         .x_label_area_size(44)
         .y_label_area_size(70)
         .build_cartesian_2d(start..end, 0.0..most)?;
-    chart
-        .configure_mesh()
-        .disable_x_mesh()
-        .x_labels(5)
-        .y_labels(4)
-        .x_label_formatter(&|value| short(*value))
-        .y_label_formatter(&|value| short(*value))
-        .x_desc(if last { "µs between cells" } else { "" })
-        .y_desc("% of gaps")
-        .axis_style(INK)
-        .bold_line_style(GRID)
-        .light_line_style(TRANSPARENT)
-        .label_style(("sans-serif", 15, &INK))
-        .axis_desc_style(("sans-serif", 16, &INK))
-        .draw()?;
+    axes(&mut chart, 5, if last { "µs between cells" } else { "" }, "% of gaps")?;
     let bars = row.gaps.iter().zip(0_u32..).map(|(share, bin)| {
         let from = start + f64::from(bin) * row.gap_bin;
         Rectangle::new([(from, 0.0), (from + row.gap_bin, share * 100.0)], GAP.filled())

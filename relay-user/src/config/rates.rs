@@ -162,8 +162,7 @@ pub(super) fn room(
     for hour in hours {
         let name = hour.class.get_ref();
         let Some(class) = document.classes.get(name) else { continue };
-        let usable =
-            laws.iter().map(|&law| class.schedule.usable(class.rate, law)).min().unwrap_or(class.rate);
+        let usable = class.schedule.usable_by_any(class.rate, laws.iter().copied());
         if usable < needed {
             let what = format!("{name:?} has {usable} cells per second for circuits, and one takes {needed}");
             let remedy = "name a class on which a circuit fits";

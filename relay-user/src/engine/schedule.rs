@@ -59,6 +59,12 @@ impl Law {
         rate - rate.div_ceil(spare)
     }
 
+    /// As [`Self::usable`], whichever of these laws clients' links have; as for its own where there are none.
+    pub fn usable_by_any(self, rate: u32, clients: impl IntoIterator<Item = Self>) -> u32 {
+        let each = clients.into_iter().map(|client| self.usable(rate, client));
+        each.min().unwrap_or_else(|| self.usable(rate, self))
+    }
+
     /// The longest gap between two slots, as a multiple of the mean.
     pub fn longest_gap(self) -> f64 {
         match self {

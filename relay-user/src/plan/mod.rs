@@ -258,9 +258,8 @@ impl Room {
         let hours = trunk.hours.iter().map(|hour| &hour.class);
         let names: Vec<&String> = if trunk.hours.is_empty() { vec![&trunk.class] } else { hours.collect() };
         let classes = names.into_iter().filter_map(|name| network.classes.get(name));
-        let usable = classes.flat_map(|class| {
-            clients.iter().map(|client| class.schedule.usable(class.rate, client.schedule))
-        });
+        let laws = || clients.iter().map(|client| client.schedule);
+        let usable = classes.map(|class| class.schedule.usable_by_any(class.rate, laws()));
         Self {
             usable: usable.min().unwrap_or(0),
             needed: clients.iter().map(|class| class.rate).max().unwrap_or(1),

@@ -75,6 +75,8 @@ pub(crate) struct Net {
     pub(crate) tap: Option<usize>,
     /// What an adversary does to cells between client and entry.
     pub(crate) mark: Option<Watermark>,
+    /// Whether `knows` is kept.
+    pub(crate) watch: bool,
     /// What each node learns, cell by cell.
     pub(crate) knows: BTreeMap<usize, Vec<Knows>>,
     wires: BTreeMap<(usize, u32), Wire>,
@@ -104,6 +106,7 @@ impl Net {
             tapped: Vec::new(),
             tap: None,
             mark: None,
+            watch: false,
             knows: BTreeMap::new(),
             wires: BTreeMap::new(),
             flights: BinaryHeap::new(),
@@ -229,12 +232,14 @@ impl Net {
                 continue;
             }
             node.receive(&flight.bytes, flight.source, Nanos(self.now));
-            self.knows.entry(flight.to).or_default().push(Knows {
-                at: self.now,
-                received: node.engine.counters().received,
-                waiting: node.engine.waiting_cells(),
-                ended: node.edge.cells,
-            });
+            if self.watch {
+                self.knows.entry(flight.to).or_default().push(Knows {
+                    at: self.now,
+                    received: node.engine.counters().received,
+                    waiting: node.engine.waiting_cells(),
+                    ended: node.edge.cells,
+                });
+            }
             if self.tap == Some(flight.to) {
                 self.tapped.push((flight.source, flight.bytes));
             }

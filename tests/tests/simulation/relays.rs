@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 fn known(law: Law, cover: bool, traffic: Traffic) -> BTreeMap<usize, Vec<Knows>> {
     let mut net = Net::with_circuit(17, law, cover);
-    net.knows.clear();
+    net.watch = true;
     traffic.run(&mut net, 800 * MS);
     net.knows.remove(&CLIENT);
     net.knows

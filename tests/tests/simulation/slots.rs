@@ -94,6 +94,18 @@ fn circuit_cover_hides_an_idle_circuit_from_its_relays() {
     assert_eq!(idle, cells(Traffic::Overload));
 }
 
+/// A packet each way in each of 100 ms, of which the middle relay sleeps 5; and half a second for all to arrive.
+fn stall_amid_traffic(net: &mut Net) {
+    for at in 0..100_u64 {
+        if at == 30 {
+            net.nodes[MIDDLE].stalled_until = Nanos(net.now + 5 * MS);
+        }
+        send_both(net, 2 * at, 900);
+        net.run(MS);
+    }
+    net.run(500 * MS);
+}
+
 #[test]
 fn a_stalled_worker_skips_slots_without_a_burst_and_loses_no_cell() {
     for law in [Law::Constant, Law::Jittered] {
@@ -103,14 +115,7 @@ fn a_stalled_worker_skips_slots_without_a_burst_and_loses_no_cell() {
             let before = net.nodes[MIDDLE].engine.counters().missed_slots;
             assert_eq!(before, 0);
             let from = net.now;
-            for at in 0..100_u64 {
-                if at == 30 {
-                    net.nodes[MIDDLE].stalled_until = Nanos(net.now + 5 * MS);
-                }
-                send_both(&mut net, 2 * at, 900);
-                net.run(MS);
-            }
-            net.run(500 * MS);
+            stall_amid_traffic(&mut net);
             let missed = net.nodes[MIDDLE].engine.counters().missed_slots;
             // Two links at 2000 cells per second stood still for 5 ms: ten slots each, less four that are made up for.
             assert!((10..=14).contains(&missed), "{law:?}: {missed} slots missed");
@@ -140,14 +145,7 @@ fn a_stall_costs_uneven_slots_no_cell_either() {
     for law in &laws()[2..] {
         let mut net = Net::with_circuit(8, *law, false);
         let from = net.now;
-        for at in 0..100_u64 {
-            if at == 30 {
-                net.nodes[MIDDLE].stalled_until = Nanos(net.now + 5 * MS);
-            }
-            send_both(&mut net, 2 * at, 900);
-            net.run(MS);
-        }
-        net.run(500 * MS);
+        stall_amid_traffic(&mut net);
         let missed = net.nodes[MIDDLE].engine.counters().missed_slots;
         assert!((2..=30).contains(&missed), "{law}: {missed} slots missed");
         for link in [0, 1] {

@@ -12,7 +12,7 @@ fn marked(law: Law, cover: bool, mark: Option<Mark>) -> (Egress, Net, u64) {
     let mut net = Net::with_circuit(41, law, cover);
     let from = net.now;
     net.egress.clear();
-    net.knows.clear();
+    net.watch = true;
     net.mark = mark.map(|mark| Watermark::new(mark, 7, from, BITS));
     Traffic::Bulk.run(&mut net, BITS as u64 * SECOND);
     (std::mem::take(&mut net.egress), net, from)

@@ -125,8 +125,7 @@ impl Rates {
         let clients: Vec<ClassNumber> = clients.map(|plan| plan.policy.classes()).unwrap_or_default();
         let in_class = |class: ClassNumber| {
             let Pace { law, rate } = self.pace(class);
-            let beside = clients.iter().map(|client| law.usable(rate, self.pace(*client).law));
-            beside.min().unwrap_or_else(|| law.usable(rate, law))
+            law.usable_by_any(rate, clients.iter().map(|client| self.pace(*client).law))
         };
         plan.policy.classes().into_iter().map(in_class).min().unwrap_or(0)
     }
