@@ -22,7 +22,7 @@ use crate::engine::{Engine, Limits};
 use crate::port::{AfXdpPort, ControlDatagram, Port, PortMode, UdpPort};
 use crate::rates::Epochs;
 use crate::steering::{AttachMode, Steering};
-use crate::worker::{Clock, NodeEdge, Poll, Seat, Workers};
+use crate::worker::{Clock, NodeEdge, Poll, Seat, Workers, leave_to_workers};
 use crate::xsk::{self, Arena, BindRequest, SocketConfig};
 use anyhow::{Context, Result, bail};
 use rand_chacha::ChaCha20Rng;
@@ -58,6 +58,7 @@ pub fn run_client(config: ClientConfig) -> Result<()> {
 }
 
 async fn relay(config: RelayConfig, key: StaticKey, network: NetworkDocument, me: Relay) -> Result<()> {
+    leave_to_workers(&config.worker.cpus).context("worker.cpus")?;
     let requests = StopRequests::listen()?;
     let status = bind_status(&config.control.socket)?;
     let clock = Clock::start();
@@ -79,8 +80,11 @@ async fn relay(config: RelayConfig, key: StaticKey, network: NetworkDocument, me
             let (circuits, count) = (limits.circuits as usize, u32::from(workers));
             ExitEdge::open_many(&exit.tun, &exit.outside, networks, circuits, count, Offload::Auto)?
                 .into_iter()
-                .map(|tun| NodeEdge::exit(tun, limits.circuits, ChaCha20Rng::from_rng(&mut rng)))
-                .collect()
+                .map(|edge| {
+                    let edge = edge.with_porter().context("the thread of the TUN")?;
+                    Ok(NodeEdge::exit(edge, limits.circuits, ChaCha20Rng::from_rng(&mut rng)))
+                })
+                .collect::<Result<_>>()?
         }
         None => std::iter::repeat_with(|| NodeEdge::None).take(workers.into()).collect(),
     };
@@ -114,6 +118,7 @@ async fn relay(config: RelayConfig, key: StaticKey, network: NetworkDocument, me
 }
 
 async fn client(config: ClientConfig, network: NetworkDocument) -> Result<()> {
+    leave_to_workers(&config.worker.cpus).context("worker.cpus")?;
     let requests = StopRequests::listen()?;
     let status = bind_status(&config.control.socket)?;
     let clock = Clock::start();
@@ -135,6 +140,7 @@ async fn client(config: ClientConfig, network: NetworkDocument) -> Result<()> {
     let listen = config.datapath.listen.unwrap_or_else(|| SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0));
     let datapath = open_datapath(&config.datapath, listen, 1, 1).await?;
     let tun = ClientEdge::open(&config.tun.name, Offload::Auto)?;
+    let tun = tun.with_porter().context("the thread of the TUN")?;
     let prefixes: Vec<(IpAddr, u8)> =
         config.tun.routes.iter().map(|route| (route.address(), route.prefix_len())).collect();
     let routes = GuardedRoutes::install(tun.tun().index(), &prefixes).await?;

@@ -1,5 +1,6 @@
 //! The client's edge: its TUN device and what may pass through it.
 
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use super::drops::{EdgeDrop, EdgeDrops};
@@ -25,6 +26,14 @@ impl ClientEdge {
         let addresses = [(CLIENT_V4.into(), 32), (CLIENT_V6.into(), 128)];
         let tun = Tun::create(name, &addresses, INNER_MTU, offload)?;
         Ok(Self { tun, drops: EdgeDrops::default(), payload: [0; 2] })
+    }
+
+    /// See [`Tun::with_porter`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn with_porter(self) -> io::Result<Self> {
+        Ok(Self { tun: self.tun.with_porter()?, ..self })
     }
 
     /// Moves up to `max` packets that wait in the TUN into `packer` at `now` (monotonic nanoseconds). Returns how many

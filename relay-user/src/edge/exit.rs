@@ -1,5 +1,6 @@
 //! The exit's edge: circuits on one side, a TUN device behind NAT on the other.
 
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
@@ -218,6 +219,14 @@ impl ExitEdge {
             drops: EdgeDrops::default(),
         };
         Ok((part(0, first), (1..).zip(others).map(|(worker, queue)| part(worker, queue)).collect()))
+    }
+
+    /// See [`Tun::with_porter`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn with_porter(self) -> io::Result<Self> {
+        Ok(Self { tun: self.tun.with_porter()?, ..self })
     }
 
     /// See [`Translator::open`].

@@ -2,48 +2,27 @@
 
 use std::sync::Arc;
 
-use crossbeam::queue::ArrayQueue;
-
 use super::packing::MAX_PACKET;
+use super::pieces::{Piece, Round};
 
 /// Packets that may wait for a worker: eight turns of it.
 const WAITING: usize = 256;
 
-/// A packet on its way between workers.
-struct Parcel {
-    len: usize,
-    bytes: [u8; MAX_PACKET],
-}
-
-/// What waits for one worker. Parcels go round: taken empty, passed full, given back.
-pub(super) struct Inbox {
-    full: ArrayQueue<Box<Parcel>>,
-    empty: ArrayQueue<Box<Parcel>>,
-}
-
 /// The inboxes of `workers` workers, each with room for [`WAITING`] packets; none for a single worker.
-pub(super) fn inboxes(workers: u32) -> Arc<[Inbox]> {
-    let inbox = |_| {
-        let inbox = Inbox { full: ArrayQueue::new(WAITING), empty: ArrayQueue::new(WAITING) };
-        for _ in 0..WAITING {
-            // As many as the queue has places, so that none is refused.
-            let _ = inbox.empty.push(Box::new(Parcel { len: 0, bytes: [0; MAX_PACKET] }));
-        }
-        inbox
-    };
-    (0..workers).filter(|_| workers > 1).map(inbox).collect()
+pub(super) fn inboxes(workers: u32) -> Arc<[Round]> {
+    (0..workers).filter(|_| workers > 1).map(|_| Round::new(WAITING, MAX_PACKET)).collect()
 }
 
 /// One worker's way to the others.
 pub(super) struct Handover {
-    inboxes: Arc<[Inbox]>,
+    inboxes: Arc<[Round]>,
     own: u32,
     /// The packet that was taken last.
-    current: Option<Box<Parcel>>,
+    current: Option<Piece>,
 }
 
 impl Handover {
-    pub(super) fn new(inboxes: Arc<[Inbox]>, own: u32) -> Self {
+    pub(super) fn new(inboxes: Arc<[Round]>, own: u32) -> Self {
         Self { inboxes, own, current: None }
     }
 
@@ -54,30 +33,22 @@ impl Handover {
 
     /// Passes a packet to the worker `to`. False when too many wait there.
     pub(super) fn pass(&self, to: u32, packet: &[u8]) -> bool {
-        if packet.len() > MAX_PACKET {
-            return false;
-        }
-        let Some(inbox) = self.inboxes.get(to as usize) else { return false };
-        let Some(mut parcel) = inbox.empty.pop() else { return false };
-        parcel.len = packet.len();
-        parcel.bytes[..packet.len()].copy_from_slice(packet);
-        // Each parcel is in one of the two queues or in one hand, so that both always have a place for it.
-        inbox.full.push(parcel).is_ok()
+        self.inboxes.get(to as usize).is_some_and(|inbox| inbox.pass(packet, 1))
     }
 
     /// Goes to the next packet from another worker: [`Handover::packet`]. False when none waits.
     pub(super) fn take(&mut self) -> bool {
         let Some(inbox) = self.inboxes.get(self.own as usize) else { return false };
         if let Some(done) = self.current.take() {
-            let _ = inbox.empty.push(done);
+            inbox.give_back(done);
         }
-        self.current = inbox.full.pop();
+        self.current = inbox.take();
         self.current.is_some()
     }
 
     /// The packet taken last; may be changed in place.
     pub(super) fn packet(&mut self) -> &mut [u8] {
-        self.current.as_mut().map_or(&mut [], |parcel| &mut parcel.bytes[..parcel.len])
+        self.current.as_mut().map_or(&mut [], Piece::content)
     }
 }
 

@@ -15,6 +15,7 @@ use super::offload::coalesce::Coalescer;
 use super::offload::split::Splitter;
 use super::offload::{HEADER_LEN, MAX_SUPER};
 use super::packing::MAX_PACKET;
+use super::porter::{Porter, is_transient};
 
 /// Bytes of a device name, at most (`IFNAMSIZ` less its final zero).
 pub const MAX_NAME_LEN: usize = 15;
@@ -72,7 +73,7 @@ pub struct TunCounters {
     pub super_reads: u64,
     /// Packets that the reads came to.
     pub packets_read: u64,
-    /// Writes that the kernel took.
+    /// Writes that the kernel took, or a porter.
     pub writes: u64,
     /// Writes among them of several packets in one piece.
     pub super_writes: u64,
@@ -80,7 +81,7 @@ pub struct TunCounters {
     pub packets_written: u64,
 }
 
-/// One queue of a TUN device that is up. Reads and writes never block, and allocate nothing.
+/// One queue of a TUN device that is up. Reads and writes never wait for anybody, and allocate nothing.
 pub struct Tun {
     queue: Queue,
     name: String,
@@ -94,8 +95,16 @@ pub struct Tun {
 }
 
 struct Queue {
-    device: SyncDevice,
+    way: Way,
     counters: TunCounters,
+}
+
+/// Who makes the system calls.
+enum Way {
+    /// Whoever calls, there and then.
+    Direct(SyncDevice),
+    /// A thread of its own.
+    Porter(Porter),
 }
 
 impl Tun {
@@ -180,9 +189,9 @@ impl Tun {
 
     fn over(device: SyncDevice, name: &str, index: u32) -> Self {
         let coalescer = device.tcp_gso().then(|| Coalescer::new(device.udp_gso()));
-        let longest = if coalescer.is_some() { HEADER_LEN + MAX_SUPER } else { MAX_PACKET };
+        let longest = longest(coalescer.is_some());
         Self {
-            queue: Queue { device, counters: TunCounters::default() },
+            queue: Queue { way: Way::Direct(device), counters: TunCounters::default() },
             name: name.to_owned(),
             index,
             splitter: Splitter::new(longest),
@@ -190,6 +199,22 @@ impl Tun {
             staged_len: 0,
             coalescer,
         }
+    }
+
+    /// Leaves reading and writing to a thread of its own from now on: what the kernel does with a packet then takes none
+    /// of the caller's time. A packet waits for 250 µs at most, and what the kernel refuses is counted with a later
+    /// [`Tun::flush`].
+    ///
+    /// # Errors
+    /// Where there is no thread to be had; the queue is closed then.
+    pub fn with_porter(self) -> io::Result<Self> {
+        let longest = longest(self.has_offload());
+        let Queue { way, counters } = self.queue;
+        let way = match way {
+            Way::Direct(device) => Way::Porter(Porter::start(device, longest)?),
+            Way::Porter(porter) => Way::Porter(porter),
+        };
+        Ok(Self { queue: Queue { way, counters }, ..self })
     }
 
     /// The device's name.
@@ -218,25 +243,27 @@ impl Tun {
     /// # Errors
     /// What the kernel said; the device is then of no more use.
     pub fn read_packet(&mut self) -> io::Result<bool> {
-        let Self { queue: Queue { device, counters }, splitter, coalescer, .. } = self;
+        let Self { queue: Queue { way, counters }, splitter, coalescer, .. } = self;
         if splitter.advance() {
             counters.packets_read += 1;
             return Ok(true);
         }
-        match device.recv(splitter.space()) {
-            Ok(length) => {
-                let is_super = coalescer.is_some() && splitter.accept(length);
-                if coalescer.is_none() {
-                    splitter.accept_plain(length);
-                }
-                counters.reads += 1;
-                counters.packets_read += 1;
-                counters.super_reads += u64::from(is_super);
-                Ok(true)
-            }
-            Err(error) if is_transient(&error) => Ok(false),
-            Err(error) => Err(error),
+        let read = match way {
+            Way::Direct(device) => match device.recv(splitter.space()) {
+                Err(error) if is_transient(&error) => None,
+                read => Some(read?),
+            },
+            Way::Porter(porter) => porter.read(splitter.space())?,
+        };
+        let Some(length) = read else { return Ok(false) };
+        let is_super = coalescer.is_some() && splitter.accept(length);
+        if coalescer.is_none() {
+            splitter.accept_plain(length);
         }
+        counters.reads += 1;
+        counters.packets_read += 1;
+        counters.super_reads += u64::from(is_super);
+        Ok(true)
     }
 
     /// The packet that [`Tun::read_packet`] went to, its checksums complete; may be changed in place.
@@ -274,13 +301,21 @@ impl Tun {
         if let Some(coalescer) = coalescer {
             coalescer.flush(&mut |bytes, packets| queue.write(bytes, packets, drops));
         }
+        if let Way::Porter(porter) = &queue.way {
+            porter.count(drops);
+        }
     }
 }
 
 impl Queue {
     fn write(&mut self, bytes: &[u8], packets: u64, drops: &mut EdgeDrops) {
-        match self.device.send(bytes) {
-            Ok(_) => {
+        let taken = match &self.way {
+            Way::Direct(device) => device.send(bytes).map(|_| ()),
+            Way::Porter(porter) if porter.write(bytes, packets) => Ok(()),
+            Way::Porter(_) => Err(io::ErrorKind::WouldBlock.into()),
+        };
+        match taken {
+            Ok(()) => {
                 self.counters.writes += 1;
                 self.counters.super_writes += u64::from(packets > 1);
                 self.counters.packets_written += packets;
@@ -291,9 +326,17 @@ impl Queue {
     }
 }
 
+/// Bytes that a read gives at most.
+fn longest(has_offload: bool) -> usize {
+    if has_offload { HEADER_LEN + MAX_SUPER } else { MAX_PACKET }
+}
+
 impl AsFd for Tun {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.queue.device.as_fd()
+        match &self.queue.way {
+            Way::Direct(device) => device.as_fd(),
+            Way::Porter(porter) => porter.as_fd(),
+        }
     }
 }
 
@@ -302,10 +345,6 @@ pub(super) fn is_device_name(name: &str) -> bool {
     (1..=MAX_NAME_LEN).contains(&name.len())
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
         && !matches!(name, "." | ".." | "all" | "default")
-}
-
-fn is_transient(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
 
 /// The kernel brings IPv6 addresses into use behind the caller's back. Until then programs would send through the

@@ -71,14 +71,15 @@ impl NodeEdge {
         Self::Exit(Box::new(ExitSide { tun, rng, circuits, refused: 0 }))
     }
 
-    /// Ends a turn: writes out what cells brought, and moves up to `max` packets from the TUN towards cells.
-    pub(super) fn pump(&mut self, engine: &mut Engine, now: Nanos, max: usize) {
+    /// Writes out what cells brought, and moves up to `max` packets from the TUN towards cells. Returns how many there
+    /// were, those included that nobody got.
+    pub(super) fn pump(&mut self, engine: &mut Engine, now: Nanos, max: usize) -> usize {
         match self {
-            Self::None => {}
+            Self::None => 0,
             Self::Client(side) => {
                 side.tun.flush();
                 // With no circuit the packets still leave the TUN, so that none of them is stale later.
-                side.tun.pump(&mut side.packer, now.0, max);
+                side.tun.pump(&mut side.packer, now.0, max)
             }
             Self::Exit(side) => {
                 side.tun.flush();
@@ -91,6 +92,7 @@ impl NodeEdge {
                         _ => side.tun.refused(),
                     }
                 }
+                max - budget
             }
         }
     }

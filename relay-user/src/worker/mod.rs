@@ -237,6 +237,21 @@ fn pin(cpu: Option<usize>, poll: Poll) -> std::io::Result<()> {
     Ok(())
 }
 
+/// Moves the calling thread, and those that it starts, off the processors of workers. Where no others are left, it stays.
+///
+/// # Errors
+/// What the kernel said.
+pub fn leave_to_workers(cpus: &[usize]) -> std::io::Result<()> {
+    let mut set = rustix::thread::sched_getaffinity(None)?;
+    for &cpu in cpus.iter().filter(|cpu| **cpu < rustix::thread::CpuSet::MAX_CPU) {
+        set.unset(cpu);
+    }
+    if !cpus.is_empty() && set.count() > 0 {
+        rustix::thread::sched_setaffinity(None, &set)?;
+    }
+    Ok(())
+}
+
 /// A worker that sleeps goes ahead of everything else while it is awake: what other programs do, payload's own among
 /// them, must not decide when a slot is met. One that spins would lock its core up that way.
 fn prefer(poll: Poll) -> Result<(), Box<dyn std::error::Error>> {

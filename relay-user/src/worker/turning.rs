@@ -39,6 +39,8 @@ const STAGE_TURN: usize = 128;
 const STAGE_PIECE: usize = 4;
 /// Datagrams received between two looks at the clock.
 const RECEIVE_PIECE: usize = 2;
+/// Packets moved from an edge between two looks at the clock.
+const PUMP_PIECE: usize = 2;
 /// Cells handed to the port before they are sent for: less than any port queues.
 const FLUSH: usize = 128;
 
@@ -116,8 +118,7 @@ impl<P: Port> Turning<P> {
                 return;
             }
             self.take_in();
-            let now = self.keep_slots();
-            self.edge.pump(&mut self.engine, now, TURN);
+            let now = self.pump();
             self.pass_events();
             if now >= self.housekeeping {
                 self.housekeeping = now + HOUSEKEEPING;
@@ -223,6 +224,19 @@ impl<P: Port> Turning<P> {
                 }
             }
         }
+    }
+
+    /// Moves packets between the edge and the engine. Returns the time.
+    fn pump(&mut self) -> Nanos {
+        let mut now = self.keep_slots();
+        for _ in 0..TURN / PUMP_PIECE {
+            let moved = self.edge.pump(&mut self.engine, now, PUMP_PIECE);
+            now = self.keep_slots();
+            if moved < PUMP_PIECE {
+                break;
+            }
+        }
+        now
     }
 
     fn take_one(&mut self, frame: Frame, source: SocketAddr, now: Nanos) {

@@ -112,11 +112,52 @@ fn send_in_one_call(socket: &UdpSocket, count: usize, length: usize, to: SocketA
 
 #[test]
 fn bulk_transfers_cross_both_edges_in_pieces_and_arrive_intact() {
-    in_own_namespace("bulk_transfers_cross_both_edges_in_pieces_and_arrive_intact", || {
+    cross_both_edges("bulk_transfers_cross_both_edges_in_pieces_and_arrive_intact", false);
+}
+
+#[test]
+fn porters_carry_what_edges_read_and_write_themselves() {
+    cross_both_edges("porters_carry_what_edges_read_and_write_themselves", true);
+}
+
+#[test]
+fn a_porter_tells_of_a_device_that_is_gone_and_goes_with_its_edge() {
+    in_own_namespace("a_porter_tells_of_a_device_that_is_gone_and_goes_with_its_edge", || {
+        let _world = world();
+        let removed = || !fs::exists("/proc/sys/net/ipv4/conf/ew-exit").unwrap();
+        let open = || ExitEdge::open("ew-exit", "out0", networks(16), 8, Offload::Auto).unwrap();
+        drop(open().with_porter().unwrap());
+        assert!(removed(), "nobody holds it any more");
+
+        let mut exit = open().with_porter().unwrap();
+        exit.open_circuit(CIRCUIT, 0, &mut ChaCha8Rng::seed_from_u64(1)).unwrap();
+        assert!(Command::new("ip").args(["link", "del", "ew-exit"]).status().unwrap().success());
+        let packet = udp(CLIENT_V4.into(), SERVICE_V4.into(), ECHO_PORT, &[1; 100]);
+        let failed = |exit: &ExitEdge| exit.drops().get(EdgeDrop::TunFailed);
+        let until = Instant::now() + Duration::from_secs(10);
+        // One reads and the other writes: both are told.
+        while failed(&exit) == 0 {
+            assert!(exit.read(&mut 32).is_none());
+            assert!(Instant::now() < until, "no read was said to fail");
+        }
+        let before = failed(&exit);
+        exit.deliver(CIRCUIT, BlockKind::Ipv4, &packet);
+        while failed(&exit) == before {
+            exit.flush();
+            assert!(Instant::now() < until, "a packet was lost silently");
+        }
+    });
+}
+
+fn cross_both_edges(test: &str, porters: bool) {
+    in_own_namespace(test, move || {
         let world = world();
         let datagrams = service(&world);
         let (mut client, client_side) = client("ew-client");
         let mut exit = ExitEdge::open("ew-exit", "out0", networks(16), 8, Offload::Auto).unwrap();
+        if porters {
+            (client, exit) = (client.with_porter().unwrap(), exit.with_porter().unwrap());
+        }
         exit.open_circuit(CIRCUIT, 0, &mut ChaCha8Rng::seed_from_u64(1)).unwrap();
         assert!(client.tun().has_offload() && exit.tun().has_offload());
 

@@ -52,8 +52,8 @@ impl Splitter {
         }
     }
 
-    /// Where the next piece is to be read to.
-    pub(in crate::edge) fn space(&mut self) -> &mut [u8] {
+    /// Where the next piece is to be read to; may be exchanged for another of its length.
+    pub(in crate::edge) fn space(&mut self) -> &mut Box<[u8]> {
         &mut self.buffer
     }
 
