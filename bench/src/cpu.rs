@@ -25,6 +25,33 @@ pub fn pin(cpu: usize) -> anyhow::Result<()> {
     sched_setaffinity(None, &set).with_context(|| format!("cannot run on processor {cpu}"))
 }
 
+/// While it lives, the calling thread and those that it starts, programs included, leave a processor to others.
+#[derive(Debug)]
+pub struct Left {
+    before: CpuSet,
+}
+
+/// Leaves `cpu` to others. Where no other is allowed, the thread stays.
+///
+/// # Errors
+/// What the kernel said.
+pub fn leave(cpu: usize) -> anyhow::Result<Left> {
+    let before = sched_getaffinity(None).context("cannot read which processors are allowed")?;
+    let mut others = before;
+    others.unset(cpu);
+    if others.count() > 0 {
+        sched_setaffinity(None, &others).with_context(|| format!("cannot leave processor {cpu}"))?;
+    }
+    Ok(Left { before })
+}
+
+impl Drop for Left {
+    fn drop(&mut self) {
+        // It was allowed before.
+        let _ = sched_setaffinity(None, &self.before);
+    }
+}
+
 /// Gives the calling thread the priority that a spinning worker asks for. Where that is not allowed both do without.
 pub fn prefer_like_a_worker() {
     let _ = rustix::process::setpriority_process(None, BUSY_NICE);

@@ -55,6 +55,14 @@ pub struct Layout<'a> {
     pub cover: &'a str,
     /// Tables at the end of the client's configuration.
     pub client_tables: &'a str,
+    /// The processor of the only worker of each node. Without one, the kernel chooses.
+    pub cpu: Option<usize>,
+}
+
+impl Layout<'_> {
+    fn cpus(&self) -> String {
+        self.cpu.map_or_else(String::new, |cpu| format!("cpus = [{cpu}]\n"))
+    }
 }
 
 impl Default for Layout<'_> {
@@ -65,6 +73,7 @@ impl Default for Layout<'_> {
             trunk: Class { rate: TRUNK_RATE, schedule: "constant", pattern: None },
             cover: "circuit",
             client_tables: "",
+            cpu: None,
         }
     }
 }
@@ -183,7 +192,7 @@ impl<'a> Nodes<'a> {
         let valid = (now.as_secs() - VALID_BEFORE, now.as_secs() + VALID_FOR);
         nodes.publish(&network(&relays, valid, layout)?)?;
         for host in RELAYS {
-            nodes.write(&nodes.file(host, "toml"), &nodes.relay_config(host, &operator, layout.workers))?;
+            nodes.write(&nodes.file(host, "toml"), &nodes.relay_config(host, &operator, &layout))?;
         }
         for host in [Host::Client, Host::Second] {
             nodes.write(&nodes.file(host, "toml"), &nodes.client_config(host, &operator, &layout))?;
@@ -351,12 +360,14 @@ impl<'a> Nodes<'a> {
         fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
     }
 
-    fn relay_config(&self, host: Host, operator: &str, workers: u16) -> String {
+    fn relay_config(&self, host: Host, operator: &str, layout: &Layout<'_>) -> String {
         let name = host.name();
         let mut text = format!(
             "name = \"{name}\"\nkey = \"{name}.key\"\nnetwork = \"network.toml\"\noperator = \"{operator}\"\n\n\
              [datapath]\ninterface = \"wire0\"\nmode = \"native\"\nbind = \"auto\"\nring = 4096\n\n\
-             [worker]\ncount = {workers}\npoll = \"adaptive\"\n\n[control]\nsocket = \"{}\"\n",
+             [worker]\ncount = {}\n{}poll = \"adaptive\"\n\n[control]\nsocket = \"{}\"\n",
+            layout.workers,
+            layout.cpus(),
             self.file(host, "sock").display()
         );
         if host == Host::Exit {
@@ -373,9 +384,10 @@ impl<'a> Nodes<'a> {
         format!(
             "network = \"network.toml\"\noperator = \"{operator}\"\nclass = \"standard\"\ncover = \"{cover}\"\n\
              path = [\"entry\", \"middle\", \"exit\"]\n\n\
-             [datapath]\nmode = \"udp\"\nlisten = \"0.0.0.0:0\"\n\n[worker]\npoll = \"adaptive\"\n\n\
+             [datapath]\nmode = \"udp\"\nlisten = \"0.0.0.0:0\"\n\n[worker]\n{}poll = \"adaptive\"\n\n\
              [control]\nsocket = \"{}\"\n\n\
              [tun]\nname = \"ew0\"\nmtu = 1400\nroutes = [\"198.51.100.0/24\"]\n{client_tables}",
+            layout.cpus(),
             self.file(host, "sock").display()
         )
     }

@@ -30,6 +30,9 @@ struct Arguments {
     /// Only this defence; may be given several times
     #[arg(long = "defence", value_name = "NAME", value_parser = PossibleValuesParser::new(privacy::defence_names()))]
     defences: Vec<String>,
+    /// Lets workers share their processors with everything else. Otherwise they have one for themselves
+    #[arg(long)]
+    shared_cores: bool,
     /// The program `relay`, built for release
     #[arg(long, value_name = "FILE", hide = true)]
     relay: PathBuf,
@@ -55,6 +58,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         quick: arguments.quick,
         relay: arguments.relay,
         seed: arguments.seed,
+        shared_cores: arguments.shared_cores,
         scenarios: arguments.scenarios,
         defences: arguments.defences,
     };

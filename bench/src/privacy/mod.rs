@@ -52,6 +52,7 @@ use self::row::{Cost, Row, Status};
 use self::scenario::Scenario;
 use self::servers::Servers;
 use self::text::Report;
+use crate::cpu::{self, Left};
 use crate::probe::GapProbe;
 
 /// Names of the lab's namespaces begin with it.
@@ -72,6 +73,8 @@ pub struct Options {
     pub relay: PathBuf,
     /// Decides every order and every drawing.
     pub seed: u64,
+    /// Workers share their processors with programs, kernel and recorder. Otherwise the last one is theirs.
+    pub shared_cores: bool,
     /// Only these, by name; all where none is named.
     pub scenarios: Vec<String>,
     /// Only these, by name; all where none is named.
@@ -187,6 +190,7 @@ fn not_run(defence: Defence, error: &anyhow::Error) -> Row {
 
 struct Bench<'a> {
     options: &'a Options,
+    workers_cpu: Option<usize>,
     interrupt: Interrupt,
     started: Instant,
     rng: ChaCha8Rng,
@@ -199,8 +203,10 @@ struct Bench<'a> {
 
 impl<'a> Bench<'a> {
     fn new(options: &'a Options) -> Result<Self> {
+        let cpus = cpu::allowed()?;
         Ok(Self {
             options,
+            workers_cpu: cpus.last().copied().filter(|_| cpus.len() > 1 && !options.shared_cores),
             interrupt: Interrupt::listen()?,
             started: Instant::now(),
             rng: ChaCha8Rng::seed_from_u64(options.seed),
@@ -246,8 +252,9 @@ impl<'a> Bench<'a> {
         let mut lab = Lab::build(PREFIX, Path::new(DIR))?;
         lab.add_second_client()?;
         let service = Host::Service.address().context("the service has an address")?;
+        let (cpu, _left) = self.workers_apart()?;
         let servers = Servers::start(lab.netns(Host::Service), service)?;
-        let mut network = Network::start(&lab, &self.options.relay, defence, &duo::CLIENTS)?;
+        let mut network = Network::start(&lab, &self.options.relay, defence, &duo::CLIENTS, cpu)?;
         let blocks = match (self.options.quick, defence.schedule.is_some()) {
             (true, true) => 60,
             (true, false) => 20,
@@ -278,8 +285,9 @@ impl<'a> Bench<'a> {
         self.progress(&format!("{}: starting", defence.name));
         let lab = Lab::build(PREFIX, Path::new(DIR))?;
         let service = Host::Service.address().context("the service has an address")?;
+        let (cpu, _left) = self.workers_apart()?;
         let _servers = Servers::start(lab.netns(Host::Service), service)?;
-        let mut network = Network::start(&lab, &self.options.relay, defence, &[Host::Client])?;
+        let mut network = Network::start(&lab, &self.options.relay, defence, &[Host::Client], cpu)?;
         self.progress(&format!("{}: round trips", defence.name));
         let rng = &mut self.rng;
         let pause = || Duration::from_micros(5_000 + rng.next_u64() % 20_000);
@@ -300,6 +308,12 @@ impl<'a> Bench<'a> {
             self.cost.push(cost::of(sound, round_trips));
         }
         Ok(())
+    }
+
+    /// The processor that workers have for themselves, and this thread's word that it and its programs keep off.
+    fn workers_apart(&self) -> Result<(Option<usize>, Option<Left>)> {
+        let Some(cpu) = self.workers_cpu else { return Ok((None, None)) };
+        Ok((Some(cpu), Some(cpu::leave(cpu)?)))
     }
 
     fn heed_interrupt(&self) -> Result<()> {
@@ -341,6 +355,7 @@ impl<'a> Bench<'a> {
             quick: self.options.quick,
             seconds: self.started.elapsed().as_secs_f64(),
             seed: self.options.seed,
+            cores: if self.workers_cpu.is_some() { "own" } else { "shared" },
             rows: self.rows,
             cost: self.cost,
             noise: self.probe.noise(),

@@ -65,11 +65,18 @@ pub(super) struct Network<'a> {
 }
 
 impl<'a> Network<'a> {
-    /// Brings the defence up in `lab`, for these clients, and waits until packets of each come through.
+    /// Brings the defence up in `lab`, for these clients, with all workers on `cpu` where one is given, and waits until
+    /// packets of each come through.
     ///
     /// # Errors
     /// Where it does not come up.
-    pub(super) fn start(lab: &'a Lab, relay: &Path, defence: Defence, clients: &[Host]) -> Result<Self> {
+    pub(super) fn start(
+        lab: &'a Lab,
+        relay: &Path,
+        defence: Defence,
+        clients: &[Host],
+        cpu: Option<usize>,
+    ) -> Result<Self> {
         let nodes = match defence.schedule {
             None => {
                 plain::lay(lab, clients).context("the tunnel without shaping cannot be laid")?;
@@ -85,7 +92,7 @@ impl<'a> Network<'a> {
                 let trunk = Class { schedule, pattern, ..usual.trunk };
                 let client_tables = if defence.machines { MACHINES } else { "" };
                 let mut nodes =
-                    Nodes::prepare_as(lab, relay, Layout { client, trunk, client_tables, ..usual })?;
+                    Nodes::prepare_as(lab, relay, Layout { client, trunk, client_tables, cpu, ..usual })?;
                 for &host in RELAYS.iter().chain(clients) {
                     nodes.start(host)?;
                 }

@@ -38,11 +38,12 @@ pub fn render(report: &Report, pictures: &[Picture]) -> String {
     let noise = report.noise;
     let _ = writeln!(
         out,
-        "<p>{}. Linux {}{length}; seed {}; {:.0} s. Values are beside their 95 % intervals. The machine's gaps: p99 \
+        "<p>{}. Linux {}{length}; seed {}; workers' processor {}; {:.0} s. Values are beside their 95 % intervals. The machine's gaps: p99 \
          {:.1} µs, p99.9 {:.1} µs, max {:.0} µs; {:.2} % of the time in gaps.</p>",
         summary(report),
         escape(&kernel()),
         report.seed,
+        report.cores,
         report.seconds,
         noise.gap_p99_us,
         noise.gap_p999_us,

@@ -18,6 +18,8 @@ pub struct Report {
     pub seconds: f64,
     /// The seed of all drawing.
     pub seed: u64,
+    /// `own` where workers had a processor without programs, `shared` otherwise.
+    pub cores: &'static str,
     /// What attacks found, failures first.
     pub rows: Vec<Row>,
     /// What the defences cost.
@@ -79,9 +81,10 @@ pub fn table(report: &Report) -> String {
     let noise = report.noise;
     let _ = writeln!(
         out,
-        "\n{}; seed {}; {:.0} s\nthe machine's gaps, µs: p99 {:.1}, p99.9 {:.1}, max {:.0}; {:.2} % of the time in gaps",
+        "\n{}; seed {}; workers' processor {}; {:.0} s\nthe machine's gaps, µs: p99 {:.1}, p99.9 {:.1}, max {:.0}; {:.2} % of the time in gaps",
         summary(report),
         report.seed,
+        report.cores,
         report.seconds,
         noise.gap_p99_us,
         noise.gap_p999_us,
@@ -122,6 +125,7 @@ struct Document<'a> {
     quick: bool,
     seconds: f64,
     seed: u64,
+    cores: &'static str,
     noise: Noise,
     rows: Vec<JsonRow<'a>>,
     cost: &'a [Cost],
@@ -157,6 +161,7 @@ pub fn json(report: &Report) -> anyhow::Result<String> {
         quick: report.quick,
         seconds: report.seconds,
         seed: report.seed,
+        cores: report.cores,
         noise: report.noise,
         rows: rows.collect(),
         cost: &report.cost,
