@@ -230,11 +230,10 @@ impl<P: Port> Turning<P> {
     fn pump(&mut self) -> Nanos {
         let mut now = self.keep_slots();
         for _ in 0..TURN / PUMP_PIECE {
-            let moved = self.edge.pump(&mut self.engine, now, PUMP_PIECE);
-            now = self.keep_slots();
-            if moved < PUMP_PIECE {
+            if self.edge.pump(&mut self.engine, now, PUMP_PIECE) < PUMP_PIECE {
                 break;
             }
+            now = self.keep_slots();
         }
         now
     }
