@@ -153,9 +153,9 @@ impl Lab {
         for host in Host::ON_WIRE {
             self.join_wire(host)?;
         }
-        self.cable(Host::Exit, OUTSIDE, "o", EXIT_OUTSIDE)?;
+        self.cable(Host::Exit, OUTSIDE, "o-exit", EXIT_OUTSIDE)?;
         let service = Host::Service.address().context("the service has an address")?;
-        self.cable(Host::Service, OUTSIDE, "o", service)?;
+        self.cable(Host::Service, OUTSIDE, "o-service", service)?;
         Ok(())
     }
 
@@ -182,16 +182,15 @@ impl Lab {
 
     fn join_wire(&mut self, host: Host) -> Result<()> {
         let address = host.address().context("a host on the wire has an address")?;
-        let port = self.cable(host, WIRE, "w", address)?;
+        let port = self.cable(host, WIRE, &wire_port(host), address)?;
         self.wire_ports.push(port);
         Ok(())
     }
 
-    fn cable(&self, host: Host, bridge: &str, mark: &str, address: Ipv4Addr) -> Result<u32> {
-        let port = format!("{mark}-{}", host.name());
+    fn cable(&self, host: Host, bridge: &str, port: &str, address: Ipv4Addr) -> Result<u32> {
         let plug =
             Plug { host: self.netns(host), interface: bridge, address, prefix: 24, queues: self.queues };
-        wiring::cable(self.netns(Host::Wire), bridge, &port, plug)
+        wiring::cable(self.netns(Host::Wire), bridge, port, plug)
             .with_context(|| format!("joining {} to {bridge}", host.name()))
     }
 
@@ -271,6 +270,11 @@ impl Drop for Lab {
         fs::remove_file(lock_path(&self.dir)).ok();
         self.lock.unlock().ok();
     }
+}
+
+/// The name, in the wire's namespace, of the bridge port of a host on the wire.
+pub fn wire_port(host: Host) -> String {
+    format!("w-{}", host.name())
 }
 
 fn netns_name(prefix: &str, host: Host) -> String {

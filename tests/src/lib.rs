@@ -11,6 +11,7 @@
 //!
 //! Everything is made over netlink; only `ethtool` is called as a program, because its ioctl has no safe wrapper.
 
+pub mod delay_box;
 pub mod interrupt;
 pub mod lab;
 pub mod netns;
@@ -25,6 +26,7 @@ mod tap;
 pub mod veth;
 mod wiring;
 
+pub use delay_box::DelayBox;
 pub use lab::{Host, Lab};
 pub use netns::{Netns, NetnsGuard};
 pub use nodes::Nodes;

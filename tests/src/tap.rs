@@ -1,19 +1,19 @@
 //! A packet socket that hands out frames with the kernel's times and says how many it lost.
 
 use std::io::IoSliceMut;
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 use nix::sys::socket::sockopt::{RcvBufForce, ReceiveTimestampns, RxqOvfl};
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, MultiHeaders, recvmmsg, setsockopt};
+use nix::sys::socket::{ControlMessageOwned, LinkAddr, MsgFlags, MultiHeaders, recvmmsg, sendto, setsockopt};
 use nix::sys::time::TimeSpec;
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
 /// Frames per system call.
-const BATCH: usize = 64;
+pub(crate) const BATCH: usize = 64;
 /// Receive buffer in bytes: about a second of the lab's busiest wire.
 const RECEIVE_BUFFER: usize = 64 << 20;
 /// How often the socket is emptied. Frames carry the kernel's time, so this coarsens nothing.
@@ -69,7 +69,7 @@ impl Tap {
         stop: &AtomicBool,
         mut take: impl FnMut(Caught<'_>),
     ) -> Result<(), Errno> {
-        let mut buffers = vec![vec![0; self.captured]; BATCH];
+        let mut buffers = self.buffers();
         loop {
             let last = stop.load(Ordering::Relaxed);
             match self.receive(&mut buffers, &mut take) {
@@ -81,7 +81,17 @@ impl Tap {
         }
     }
 
-    fn receive(&self, buffers: &mut [Vec<u8>], take: &mut impl FnMut(Caught<'_>)) -> Result<usize, Errno> {
+    /// Room for what [`Self::receive`] takes at a time.
+    pub(crate) fn buffers(&self) -> Vec<Vec<u8>> {
+        vec![vec![0; self.captured]; BATCH]
+    }
+
+    /// Hands what has come to `take`, up to [`BATCH`] frames, and says how many there were; does not wait.
+    pub(crate) fn receive(
+        &self,
+        buffers: &mut [Vec<u8>],
+        take: &mut impl FnMut(Caught<'_>),
+    ) -> Result<usize, Errno> {
         let mut slices: Vec<[IoSliceMut<'_>; 1]> =
             buffers.iter_mut().map(|buffer| [IoSliceMut::new(buffer)]).collect();
         // Made afresh each time: the kernel shortens each header's control length to what it used, and the next call
@@ -114,6 +124,17 @@ impl Tap {
             }
         }
         Ok(count)
+    }
+
+    /// Sends a frame, Ethernet header included, by the interface that `to` names; does not wait.
+    pub(crate) fn send(&self, frame: &[u8], to: &LinkAddr) -> Result<(), Errno> {
+        sendto(self.socket.as_raw_fd(), frame, to, MsgFlags::MSG_DONTWAIT).map(drop)
+    }
+}
+
+impl AsFd for Tap {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }
 

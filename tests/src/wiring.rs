@@ -110,6 +110,47 @@ pub(crate) fn cable(wire: &Netns, bridge: &str, port: &str, plug: Plug<'_>) -> R
     Ok(index)
 }
 
+/// Joins two new interfaces of one namespace by a veth pair, and brings both up. Returns the index of each.
+pub(crate) fn patch(netns: &Netns, [near, far]: [&str; 2]) -> Result<[u32; 2]> {
+    let far_end = LinkMessageBuilder::<LinkUnspec>::new().name(far.to_owned()).mtu(MTU).build();
+    let pair =
+        LinkVeth::new(near, far).mtu(MTU).set_info_data(InfoData::Veth(InfoVeth::Peer(far_end))).build();
+    netns.netlink(|handle| async move {
+        let made = handle.link().add(pair).execute().await;
+        made.with_context(|| format!("cannot make the veth pair {near}"))?;
+        let ends = [index_of(&handle, near).await?, index_of(&handle, far).await?];
+        for end in ends {
+            bounded_queue(&handle, end).await?;
+            set_up(&handle, end).await?;
+        }
+        Ok(ends)
+    })
+}
+
+/// Puts an interface into a bridge of its namespace, or takes it out of the one where it is.
+pub(crate) fn set_bridge(netns: &Netns, interface: u32, bridge: Option<&str>) -> Result<()> {
+    netns.netlink(|handle| async move {
+        let port = LinkUnspec::new_with_index(interface);
+        let port = match bridge {
+            Some(bridge) => port.controller(index_of(&handle, bridge).await?),
+            None => port.nocontroller(),
+        };
+        let moved = handle.link().set(port.build()).execute().await;
+        moved.with_context(|| match bridge {
+            Some(bridge) => format!("cannot put interface {interface} into {bridge}"),
+            None => format!("cannot take interface {interface} out of its bridge"),
+        })
+    })
+}
+
+/// Removes an interface, and with it the other end of a veth pair.
+pub(crate) fn remove(netns: &Netns, interface: u32) -> Result<()> {
+    netns.netlink(|handle| async move {
+        let removed = handle.link().del(interface).execute().await;
+        removed.with_context(|| format!("cannot remove interface {interface}"))
+    })
+}
+
 /// The index of the interface `name` in this namespace.
 pub(crate) async fn index_of(handle: &Handle, name: &str) -> Result<u32> {
     let mut links = handle.link().get().match_name(name.to_owned()).execute();

@@ -22,9 +22,8 @@ use super::row::{Row, Status};
 use super::scenario::Scenario;
 
 /// What cannot be tried in this lab, and why.
-pub(super) const LEFT_OUT: [&str; 3] = [
-    "a link with a long delay: the kernel's netem is not in every kernel, and nothing else delays without a rate",
-    "attack 11, a mark put on cells: in virtual time, where no wire behind the entry shows it (sim/watermark.rs)",
+pub(super) const LEFT_OUT: [&str; 2] = [
+    "a mark read by a relay that counts a circuit's cells: in virtual time, where it reads each bit (sim/watermark.rs)",
     "a relay on the path: in virtual time, where an idle circuit is to it what a busy one is (sim/relays.rs)",
 ];
 

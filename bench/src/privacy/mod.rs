@@ -18,6 +18,7 @@ mod cover;
 mod duo;
 mod family;
 pub mod fault;
+mod mark;
 pub mod network;
 pub mod page;
 mod picture;
@@ -126,10 +127,23 @@ pub fn defence_names() -> impl Iterator<Item = &'static str> {
     DEFENCES.into_iter().map(|defence| defence.name)
 }
 
-/// Names of all scenarios: payloads, faults of the link, two clients at once, and cells whose content is known.
+/// Names of all scenarios: payloads, faults of a link, two clients at once, marks that somebody puts on cells, and cells
+/// whose content is known.
 pub fn scenario_names() -> impl Iterator<Item = &'static str> {
     let payloads = Scenario::ALL.into_iter().map(Scenario::name);
-    payloads.chain(Fault::ALL.into_iter().map(Fault::name)).chain(["two", "truth"])
+    payloads.chain(Fault::ALL.into_iter().map(Fault::name)).chain(["two", "mark", "truth"])
+}
+
+/// The payloads and faults of a run.
+fn scenarios(options: &Options) -> (Vec<Scenario>, Vec<Fault>) {
+    let few = options.quick && options.scenarios.is_empty();
+    let (payloads, faults) =
+        if few { (Scenario::QUICK, Fault::QUICK) } else { (Scenario::ALL.len(), Fault::ALL.len()) };
+    let wanted = |name| is_wanted(&options.scenarios, name);
+    (
+        Scenario::ALL.into_iter().take(payloads).filter(|one| wanted(one.name())).collect(),
+        Fault::ALL.into_iter().take(faults).filter(|one| wanted(one.name())).collect(),
+    )
 }
 
 fn defences(options: &Options) -> impl Iterator<Item = Defence> {
@@ -150,17 +164,17 @@ fn plans(options: &Options, defence: Defence) -> Vec<Plan> {
         (false, true) => 60,
         (false, false) => 20,
     };
-    let scenarios = Scenario::ALL.into_iter().filter(|one| is_wanted(&options.scenarios, one.name()));
+    let (scenarios, faults) = scenarios(options);
     let mixed = Plan {
         fault: None,
         guard: Duration::from_millis(200),
         window: Duration::from_millis(20),
         idle: 2 * each,
-        scenarios: scenarios.collect(),
+        scenarios,
         each,
     };
-    let faults = Fault::ALL.into_iter().filter(|fault| is_wanted(&options.scenarios, fault.name()));
     let faulty: Vec<Plan> = faults
+        .into_iter()
         .map(|fault| Plan {
             fault: Some(fault),
             idle: each,
@@ -222,8 +236,11 @@ impl<'a> Bench<'a> {
     fn defence(&mut self, defence: Defence) -> Result<()> {
         self.progress("gap probe");
         self.probe.watch(PROBE);
+        let plans = plans(self.options, defence);
         let mut runs = Vec::new();
-        self.record(defence, &mut runs)?;
+        if !plans.is_empty() {
+            self.record(defence, plans, &mut runs)?;
+        }
         let mut found = Found::default();
         for run in &runs {
             self.pictures.extend(picture::of(run));
@@ -245,7 +262,29 @@ impl<'a> Bench<'a> {
             let duo = self.record_two(defence)?;
             self.rows.extend(attack::two(&duo, defence, &mut self.rng).into_iter().map(told));
         }
+        self.heed_interrupt()?;
+        if is_wanted(&self.options.scenarios, "mark") {
+            self.progress(&format!("{}: marks", defence.name));
+            let rows = self.marks(defence).unwrap_or_else(|error| {
+                let row = not_run(defence, &error);
+                vec![Row { attack: Attack::Watermark, scenario: "mark".into(), ..row }]
+            });
+            self.rows.extend(rows.into_iter().map(told));
+        }
         self.heed_interrupt()
+    }
+
+    fn marks(&mut self, defence: Defence) -> Result<Vec<Row>> {
+        let lab = Lab::build(PREFIX, Path::new(DIR))?;
+        let service = Host::Service.address().context("the service has an address")?;
+        let (cpu, _left) = self.workers_apart()?;
+        let _servers = Servers::start(lab.netns(Host::Service), service)?;
+        let mut network = Network::start(&lab, &self.options.relay, defence, &[Host::Client], cpu)?;
+        let plan = mark::Plan::of(self.options.quick, defence.schedule.is_some());
+        let marked = mark::record(&lab, &mut network, (defence, plan), &mut self.rng, &self.interrupt)?;
+        drop(network);
+        self.progress(&format!("{}: attacks on marks", defence.name));
+        Ok(marked.rows(&mut self.rng))
     }
 
     fn record_two(&mut self, defence: Defence) -> Result<Duo> {
@@ -281,7 +320,7 @@ impl<'a> Bench<'a> {
         }
     }
 
-    fn record(&mut self, defence: Defence, runs: &mut Vec<Run>) -> Result<()> {
+    fn record(&mut self, defence: Defence, plans: Vec<Plan>, runs: &mut Vec<Run>) -> Result<()> {
         self.progress(&format!("{}: starting", defence.name));
         let lab = Lab::build(PREFIX, Path::new(DIR))?;
         let service = Host::Service.address().context("the service has an address")?;
@@ -292,7 +331,7 @@ impl<'a> Bench<'a> {
         let rng = &mut self.rng;
         let pause = || Duration::from_micros(5_000 + rng.next_u64() % 20_000);
         let round_trips = network.round_trips(ROUND_TRIPS, pause)?;
-        for plan in plans(self.options, defence) {
+        for plan in plans {
             let fault = plan.fault.map_or("sound link", Fault::name);
             self.progress(&format!("{}, {fault}: recording", defence.name));
             match record::record(&lab, &mut network, (defence, plan), &mut self.rng, &self.interrupt) {
@@ -347,7 +386,13 @@ impl<'a> Bench<'a> {
         row::sort(&mut self.rows);
         let mut left_out = attack::LEFT_OUT.map(str::to_owned).to_vec();
         let measured: Vec<&str> = defences(self.options).map(|defence| defence.name).collect();
-        let others: Vec<&str> = defence_names().filter(|name| !measured.contains(name)).collect();
+        let mut others: Vec<&str> = defence_names().filter(|name| !measured.contains(name)).collect();
+        if self.options.scenarios.is_empty() {
+            let (payloads, faults) = scenarios(self.options);
+            others
+                .extend(Scenario::ALL.into_iter().filter(|one| !payloads.contains(one)).map(Scenario::name));
+            others.extend(Fault::ALL.into_iter().filter(|one| !faults.contains(one)).map(Fault::name));
+        }
         if !others.is_empty() {
             left_out.push(format!("in this run: {}", others.join(", ")));
         }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, bail};
 use rand_chacha::ChaCha8Rng;
+use rand_core::Rng as _;
 use relay_common::wire::{CELL_LEN, DatagramType};
 use relay_tests::interrupt::Interrupt;
 use relay_tests::nodes::{CLIENT_RATE, TRUNK_RATE};
@@ -23,9 +24,11 @@ use super::scenario::{Programs, Scenario};
 /// Time for programs and recorders to come to rest before the first stretch.
 const SETTLE: Duration = Duration::from_millis(300);
 
-/// Of a class's cells, at least so many are seen where the capture and the nodes do what they should; a faulty link lets
-/// four fifths through.
-const SEEN_AT_LEAST: f64 = 0.75;
+/// Of a class's cells, at least so many are seen where the capture and the nodes do what they should: a machine that
+/// stalls makes nodes miss slots. A fault takes none away, since it lies behind the place where cells are seen.
+pub(super) const SEEN_AT_LEAST: f64 = 0.75;
+/// Of so many frames that feel a fault, one may get lost by the box instead.
+const SPOILT_IN: u64 = 1000;
 /// Of so many stretches with payload, one may come out without: more, and the programs do not do what they are said to.
 const SILENT_IN: usize = 20;
 
@@ -166,15 +169,24 @@ pub(super) fn record(
     rng: &mut ChaCha8Rng,
     interrupt: &Interrupt,
 ) -> Result<Run> {
-    let fault = plan.fault;
-    if let Some(fault) = fault {
-        fault::apply(lab, fault).context("the link's fault cannot be had")?;
-    }
+    let fault = plan.fault.map(|fault| fault::apply(lab, fault, rng.next_u64())).transpose();
+    let fault = fault.context("the link's fault cannot be had")?;
     let run = watch(lab, network, (defence, plan), rng, interrupt);
-    if let Some(fault) = fault {
-        fault::lift(lab, fault)?;
+    let Some(fault) = fault else { return run };
+    let felt = fault.felt();
+    let spoilt = fault.lift()?;
+    let (run, felt) = (run?, felt?);
+    let invalid = run.invalid.clone().or_else(|| unfelt(defence, felt, spoilt));
+    Ok(Run { invalid, ..run })
+}
+
+/// A fault that nothing felt was none, and one that did more than it should was another. A tunnel without shaping need
+/// not fill a narrow place.
+fn unfelt(defence: Defence, felt: u64, spoilt: u64) -> Option<String> {
+    if felt == 0 && defence.schedule.is_some() {
+        return Some("no frame felt the link's fault".to_owned());
     }
-    run
+    (spoilt * SPOILT_IN > felt).then(|| format!("the box lost {spoilt} frames of {felt}"))
 }
 
 fn watch(
@@ -376,6 +388,15 @@ mod tests {
         }
         assert_ne!(orders[0], orders[1]);
         assert_eq!(orders[0], order(&plan, &mut ChaCha8Rng::seed_from_u64(0)));
+    }
+
+    #[test]
+    fn a_fault_has_to_be_felt_by_those_who_fill_the_link() {
+        let constant = Defence::schedule("constant");
+        assert!(unfelt(constant, 0, 0).is_some());
+        assert_eq!(unfelt(constant, 5000, 5), None);
+        assert!(unfelt(constant, 5000, 6).is_some());
+        assert_eq!(unfelt(Defence::PLAIN, 0, 0), None);
     }
 
     #[test]

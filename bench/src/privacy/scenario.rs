@@ -6,7 +6,7 @@ use std::os::unix::process::CommandExt as _;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use relay_tests::processes::end_child;
 use relay_tests::{Host, Lab};
 
@@ -16,6 +16,10 @@ const SCRIPT: &str = include_str!("payload.py");
 /// First of the ports that iperf3 listens on; one client at a time each, so they take turns.
 const IPERF: u16 = 5201;
 const IPERF_SERVERS: u16 = 4;
+/// What overload is, beside 15 Mbit/s that a class carries.
+const OVERLOAD: &str = "25M";
+/// Time for servers to listen.
+const LISTENING: Duration = Duration::from_millis(300);
 /// Time for a program to end by itself.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -36,12 +40,25 @@ pub enum Scenario {
     Video,
     /// UDP at 25 Mbit/s into a class that carries 15.
     Overload,
+    /// The same from the service. It has a name of its own, since its queue is another's: of two loads under one name,
+    /// the one that shows less would hide the other.
+    OverloadDown,
 }
 
 impl Scenario {
     /// All of them.
-    pub const ALL: [Self; 7] =
-        [Self::Idle, Self::Chat, Self::Web, Self::Bulk, Self::Voice, Self::Video, Self::Overload];
+    pub const ALL: [Self; 8] = [
+        Self::Idle,
+        Self::Chat,
+        Self::Web,
+        Self::Bulk,
+        Self::Voice,
+        Self::Video,
+        Self::Overload,
+        Self::OverloadDown,
+    ];
+    /// Of these, a quick run takes so many where none is named.
+    pub(super) const QUICK: usize = 7;
 
     /// Its name in tables and JSON.
     pub const fn name(self) -> &'static str {
@@ -53,6 +70,7 @@ impl Scenario {
             Self::Voice => "voice",
             Self::Video => "video",
             Self::Overload => "overload",
+            Self::OverloadDown => "overload-down",
         }
     }
 
@@ -63,25 +81,97 @@ impl Scenario {
 
     fn command(self, service: Ipv4Addr, turn: u16) -> Option<Command> {
         let url = |path: &str| format!("http://{service}/{path}");
-        let mut command = Command::new(if self == Self::Overload { "iperf3" } else { "curl" });
-        if self != Self::Overload {
-            command.args(["--silent", "--fail", "--output", "/dev/null"]);
-        }
+        let mut curl = Command::new("curl");
+        curl.args(["--silent", "--fail", "--output", "/dev/null"]);
         match self {
             Self::Idle | Self::Chat | Self::Voice => return None,
             // Sizes as they come on a page; curl asks for one after another over one connection.
-            Self::Web => command
-                .args(["--rate", "20/s"])
-                .arg(url("{18000,2400,31000,5200,60000,3300,12000,8100}?[1-40]")),
-            Self::Bulk => command.arg(url("1000000000")),
-            Self::Video => command.args(["--rate", "1/s"]).arg(url("900000?[1-60]")),
-            Self::Overload => {
-                let port = (IPERF + turn % IPERF_SERVERS).to_string();
-                command.args(["--client", &service.to_string(), "--port", &port, "--udp"]);
-                command.args(["--bitrate", "25M", "--length", "1200", "--time", "60"])
+            Self::Web => {
+                curl.args(["--rate", "20/s"])
+                    .arg(url("{18000,2400,31000,5200,60000,3300,12000,8100}?[1-40]"));
             }
-        };
-        Some(command)
+            Self::Bulk => {
+                curl.arg(url("1000000000"));
+            }
+            Self::Video => {
+                curl.args(["--rate", "1/s"]).arg(url("900000?[1-60]"));
+            }
+            Self::Overload | Self::OverloadDown => {
+                let port = IPERF + turn % IPERF_SERVERS;
+                return Some(datagrams(service, port, OVERLOAD, self == Self::OverloadDown));
+            }
+        }
+        Some(curl)
+    }
+}
+
+/// iperf3 that sends datagrams of 1200 bytes for as long as it runs, or has them sent where it is to be `down`.
+fn datagrams(service: Ipv4Addr, port: u16, bitrate: &str, down: bool) -> Command {
+    let mut iperf = Command::new("iperf3");
+    iperf.args(["--client", &service.to_string(), "--port", &port.to_string(), "--udp"]);
+    iperf.args(["--bitrate", bitrate, "--length", "1200", "--time", "86400"]);
+    if down {
+        iperf.arg("--reverse");
+    }
+    iperf
+}
+
+fn serve_iperf(lab: &Lab, servers: &mut Vec<Child>) -> Result<()> {
+    for number in 0..IPERF_SERVERS {
+        let mut iperf = Command::new("iperf3");
+        iperf.args(["--server", "--port", &(IPERF + number).to_string()]);
+        quiet(&mut iperf);
+        servers.push(lab.spawn(Host::Service, &mut iperf)?);
+    }
+    Ok(())
+}
+
+/// A steady stream each way between a client and the service. Dropping it ends its programs.
+#[derive(Debug)]
+pub(super) struct Streams {
+    servers: Vec<Child>,
+    clients: Vec<Child>,
+}
+
+impl Streams {
+    /// Packets per second that the client sends, and as many that it gets: half of what a class carries.
+    pub(super) const RATE: u32 = 833;
+    const BITRATE: &str = "8M";
+
+    /// Starts both, through a tunnel that is up.
+    ///
+    /// # Errors
+    /// Where a program cannot be started.
+    pub(super) fn start(lab: &Lab, client: Host) -> Result<Self> {
+        let service = Host::Service.address().context("the service has an address")?;
+        let mut streams = Self { servers: Vec::new(), clients: Vec::new() };
+        serve_iperf(lab, &mut streams.servers)?;
+        std::thread::sleep(LISTENING);
+        for (port, down) in [(IPERF, false), (IPERF + 1, true)] {
+            let mut iperf = datagrams(service, port, Self::BITRATE, down);
+            quiet(&mut iperf);
+            streams.clients.push(lab.spawn(client, &mut iperf)?);
+        }
+        Ok(streams)
+    }
+
+    /// # Errors
+    /// Where one has ended by itself.
+    pub(super) fn check(&mut self) -> Result<()> {
+        for child in &mut self.clients {
+            if let Some(status) = child.try_wait()? {
+                bail!("a program that makes the payload ended by itself ({status})");
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Streams {
+    fn drop(&mut self) {
+        for child in self.clients.iter_mut().chain(&mut self.servers) {
+            end_child(child, PATIENCE).ok();
+        }
     }
 }
 
@@ -124,21 +214,13 @@ impl<'a> Programs<'a> {
             match scenario {
                 Scenario::Chat => programs.tell(scenario, servers::CHAT)?,
                 Scenario::Voice => programs.tell(scenario, servers::VOICE)?,
-                Scenario::Overload => programs.serve_iperf()?,
+                Scenario::Overload | Scenario::OverloadDown if programs.servers.is_empty() => {
+                    serve_iperf(lab, &mut programs.servers)?;
+                }
                 _ => {}
             }
         }
         Ok(programs)
-    }
-
-    fn serve_iperf(&mut self) -> Result<()> {
-        for number in 0..IPERF_SERVERS {
-            let mut iperf = Command::new("iperf3");
-            iperf.args(["--server", "--port", &(IPERF + number).to_string()]);
-            quiet(&mut iperf);
-            self.servers.push(self.lab.spawn(Host::Service, &mut iperf)?);
-        }
-        Ok(())
     }
 
     fn tell(&mut self, scenario: Scenario, port: u16) -> Result<()> {
