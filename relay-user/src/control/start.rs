@@ -26,7 +26,7 @@ use crate::worker::{Clock, NodeEdge, Poll, Seat, Workers};
 use crate::xsk::{self, Arena, BindRequest, SocketConfig};
 use anyhow::{Context, Result, bail};
 use rand_chacha::ChaCha20Rng;
-use rand_core::SeedableRng;
+use rand_core::{Rng, SeedableRng};
 use relay_common::classify::Ports;
 use relay_common::wire::MAX_HOPS;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -66,7 +66,7 @@ async fn relay(config: RelayConfig, key: StaticKey, network: NetworkDocument, me
     limits.events = 2 * limits.circuits as usize;
     limits.waiting = config.datapath.frames as usize / 2;
     let clients = Arc::new(plans::of_clients(&config.network, &network, ClientPolicy::Adaptive)?);
-    let rates = rates(&network, clock);
+    let rates = rates(&network, clock, &mut rng);
     limits.spare = rates.spare(&clients);
     let port = me.address.port();
 
@@ -141,7 +141,8 @@ async fn client(config: ClientConfig, network: NetworkDocument) -> Result<()> {
 
     let waiting = config.datapath.frames as usize / 2;
     let limits = Limits { links: 16, circuits: 16, waiting, ..Limits::default() };
-    let mut links = Links::new(network.suite, None, peers, limits.links, 1, rates(&network, clock));
+    let rates = rates(&network, clock, &mut rng);
+    let mut links = Links::new(network.suite, None, peers, limits.links, 1, rates);
     if let Some(maybenot) = config.maybenot {
         log::warn!("Maybenot machines run: what leaves no longer is the same with and without payload");
         links.run_machines(maybenot);
@@ -364,9 +365,11 @@ const fn pace(class: &Class) -> Pace {
 }
 
 /// What links need to know of classes.
-fn rates(network: &NetworkDocument, clock: Clock) -> Rates {
+fn rates(network: &NetworkDocument, clock: Clock, rng: &mut ChaCha20Rng) -> Rates {
     let paces = network.classes.values().map(pace).collect();
-    Rates::new(paces, Epochs::new(network.epoch_seconds), SystemTime::now().into(), clock.now())
+    let mut key = [0; 16];
+    rng.fill_bytes(&mut key);
+    Rates::new(paces, Epochs::new(network.epoch_seconds), SystemTime::now().into(), clock.now(), key)
 }
 
 fn trunk_peers(network: &NetworkDocument, me: &Relay) -> Result<Vec<Peer>> {
