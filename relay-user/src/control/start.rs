@@ -147,11 +147,12 @@ async fn client(config: ClientConfig, network: NetworkDocument) -> Result<()> {
         log::warn!("Maybenot machines run: what leaves no longer is the same with and without payload");
         links.run_machines(maybenot);
     }
+    let covered = config.cover == Cover::Circuit;
     let decoys = config.decoys.map(|plan| {
         let paths = network.paths().filter(|path| path[0].name == entry.name).map(path_relays).collect();
-        Decoys::new(plan, paths, network.suite, clock.now(), &mut rng)
+        Decoys::new(plan, paths, network.suite, covered, clock.now(), &mut rng)
     });
-    let builder = Builder::new(path, network.suite, config.cover == Cover::Circuit);
+    let builder = Builder::new(path, network.suite, covered);
     let OpenDatapath { arena, queues, mode, steering, socket, neighbours, local } = datapath;
     let workers = queues.start(limits, vec![NodeEdge::client(tun)], arena, clock, &config.worker)?;
     let out = Outbox::new(arena);
