@@ -158,7 +158,11 @@ mod tests {
         }
         assert!(EXPLANATION.lines().all(|line| line.chars().count() <= 120));
         let text = table(&serde_json::json!({ "rates": { "leakage": summary } }));
-        assert!(text.lines().any(|line| line.starts_with("rates.leakage.bits_by_breaker") && line.ends_with("  0.0")), "{text}");
+        assert!(
+            text.lines()
+                .any(|line| line.starts_with("rates.leakage.bits_by_breaker") && line.ends_with("  0.0")),
+            "{text}"
+        );
     }
 
     #[test]

@@ -215,7 +215,8 @@ pub(super) fn told_in_time(
         seconds(MAX_SKEW),
         seconds(needed)
     );
-    let parts = (document.epoch_seconds..=SECONDS_PER_DAY).filter(|&part| SECONDS_PER_DAY.is_multiple_of(part));
+    let parts =
+        (document.epoch_seconds..=SECONDS_PER_DAY).filter(|&part| SECONDS_PER_DAY.is_multiple_of(part));
     let remedy = match parts.into_iter().find(|&part| fits(part)) {
         Some(enough) => format!("write {enough} or more"),
         None => "give clients' slowest class a higher rate".to_owned(),

@@ -58,13 +58,7 @@ impl Builder {
 
     /// A circuit that carries nothing and lives until it is closed, on one slot in `share`. Its number is the one beside
     /// `first`, or that, by turns. `watched` where the client's own circuit is, which is told from it else.
-    pub(super) fn decoy(
-        path: Vec<PathRelay>,
-        suite: Suite,
-        first: u32,
-        share: u32,
-        watched: bool,
-    ) -> Self {
+    pub(super) fn decoy(path: Vec<PathRelay>, suite: Suite, first: u32, share: u32, watched: bool) -> Self {
         let name = "decoy circuit";
         Self { circuit: first, name, decoy: true, watched, share, ..Self::new(path, suite, true) }
     }

@@ -215,8 +215,8 @@ mod tests {
         let mut out = Outbox::new(Arena::anonymous(16).unwrap());
         let relay = PathRelay { name: "entry".into(), id: [1; 16], public: [9; 32] };
         let mut decoys = Decoys::new(PLAN, vec![vec![relay]], Suite::Aes256Gcm, covered, Nanos(0), &mut rng);
-        decoys.sitting.begin = Nanos(0);
-        decoys.sitting.end = Nanos(u64::MAX);
+        let spells = (1..100).map(|spell| Nanos(20 * spell * Nanos::SECOND.0)).collect();
+        decoys.sitting = Sitting { begin: Nanos(0), end: Nanos(u64::MAX), path: 0, spells };
         let relay = PathRelay { name: "entry".into(), id: [1; 16], public: [9; 32] };
         decoys.builder = Some(Builder::opened(vec![relay], Suite::Aes256Gcm));
         for second in 0..1000 {

@@ -204,7 +204,9 @@ impl Link {
     /// Begins the coming schedule where no old slot is left before it; true where it did.
     pub(super) fn turn_over(&mut self) -> bool {
         let deadline = self.schedule.deadline();
-        let Some((_, mut schedule)) = self.coming.take_if(|(from, _)| deadline >= *from) else { return false };
+        let Some((_, mut schedule)) = self.coming.take_if(|(from, _)| deadline >= *from) else {
+            return false;
+        };
         self.tolerance = tolerance(schedule.period());
         std::mem::swap(&mut self.schedule, &mut *schedule);
         self.retired = Some(schedule);
@@ -257,7 +259,11 @@ mod tests {
         for (expected, received, can_be) in
             [(100, 0, true), (100, 100, true), (101, 0, false), (50, 51, false), (u64::MAX, 0, false)]
         {
-            assert_eq!(link.can_have_lost(LossTotals { expected, received }), can_be, "{expected} {received}");
+            assert_eq!(
+                link.can_have_lost(LossTotals { expected, received }),
+                can_be,
+                "{expected} {received}"
+            );
         }
     }
 

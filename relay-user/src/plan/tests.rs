@@ -163,8 +163,10 @@ fn a_choice_of_classes_is_bounded_in_bits() {
 #[test]
 fn steps_for_loss_take_room_for_circuits() {
     let lower = |rate: u32| {
-        let trunks = format!("rate = 4000\nschedule = \"constant\"\n[classes.low]\nrate = {rate}\nschedule = \"constant\"\n\
-                              [clients]\nclass = \"standard\"");
+        let trunks = format!(
+            "rate = 4000\nschedule = \"constant\"\n[classes.low]\nrate = {rate}\nschedule = \"constant\"\n\
+                              [clients]\nclass = \"standard\""
+        );
         let text = network_text("rate = 1500\nschedule = \"jittered\"", &trunks);
         text.replace("lanes = 2\n", "lanes = 2\nlower = [\"low\"]\n")
     };

@@ -121,7 +121,7 @@ impl Ledger {
         self.today.add(bound);
         self.worst = self.worst.max(self.today.micro);
         let tally = &mut self.causes[cause as usize];
-        tally.opportunities += 1;
+        tally.opportunities = tally.opportunities.saturating_add(1);
         tally.changes += u64::from(changed);
         tally.bits.add(bound);
     }
@@ -129,7 +129,8 @@ impl Ledger {
     /// Enters boundaries that passed undecided, the last of them `at`: of each shows that it did.
     pub fn miss(&mut self, at: Unix, boundaries: u64) {
         self.enter(at, Cause::Late, Bound::of_choices(2).times(boundaries), false);
-        self.causes[Cause::Late as usize].opportunities += boundaries.saturating_sub(1);
+        let late = &mut self.causes[Cause::Late as usize].opportunities;
+        *late = late.saturating_add(boundaries.saturating_sub(1));
     }
 
     fn turn_to(&mut self, at: Unix) {
@@ -149,7 +150,7 @@ impl Ledger {
             total.micro = total.micro.saturating_add(tally.bits.micro);
             total.micro_epsilon = total.micro_epsilon.saturating_add(tally.bits.micro_epsilon);
         }
-        let count = |of: fn(&Tally) -> u64| self.causes.iter().map(of).sum();
+        let count = |of: fn(&Tally) -> u64| self.causes.iter().map(of).fold(0, u64::saturating_add);
         let bits = |cause: Cause| whole(self.causes[cause as usize].bits.micro);
         LedgerSummary {
             bits_today: whole(turned.today.micro),

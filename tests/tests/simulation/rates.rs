@@ -5,9 +5,9 @@ use crate::scenario::{Traffic, send_both};
 use rand_chacha::ChaCha8Rng;
 use rand_core::SeedableRng;
 use relay_common::wire::{Command as CellCommand, LossTotals};
-use relay_user::engine::{Command, DropReason};
 use relay_user::engine::schedule::{Law, Schedule};
 use relay_user::engine::time::Nanos;
+use relay_user::engine::{Command, DropReason};
 use relay_user::rates::{
     ClassNumber, DayTable, DemandMeter, Epochs, Governor, Ledger, LossRules, Mechanism, Plan, Policy, Unix,
 };
@@ -362,8 +362,7 @@ fn from_very_slow_to_fast_and_back() {
 #[test]
 fn answers_fit_where_the_entry_went_down_a_step() {
     let dropped = |follows, traffic| {
-        let mut paced =
-            Paced::new(38, Law::Jittered, plan(Policy::Fixed(STANDARD), &[LIGHT]), fixed(TRUNK));
+        let mut paced = Paced::new(38, Law::Jittered, plan(Policy::Fixed(STANDARD), &[LIGHT]), fixed(TRUNK));
         (paced.heard, paced.follows) = (Some(50), follows);
         let paced = paced.run(traffic, 4);
         let last = paced.net.now / EPOCH - 1;
@@ -406,7 +405,8 @@ fn a_slow_class_is_not_silent() {
     let silent = |expected: bool| {
         let mut net = Net::new(40, Law::Jittered);
         net.run(50 * MS);
-        let slots = |rate: u32, from, place: u8| Box::new(Schedule::new(Law::Jittered, rate, from, [place; 32]));
+        let slots =
+            |rate: u32, from, place: u8| Box::new(Schedule::new(Law::Jittered, rate, from, [place; 32]));
         let from = Nanos(net.now + 10 * MS);
         for (place, (node, link, _)) in (0..).zip(DIRECTIONS) {
             let rate = if (node, link) == (MIDDLE, 1) { 1 } else { 20 };

@@ -163,7 +163,10 @@ fn a_step_for_loss_on_which_no_circuit_fits_is_refused() {
     let changed = text().replacen("rate = 1600", "rate = 1505", 1);
     let one_place = changed.replacen("\"22:30\", class = \"trunk-low\"", "\"22:30\", class = \"trunk\"", 1);
     let error = parse(&one_place).unwrap_err();
-    assert_eq!((error.key.as_deref(), error.line), (Some("trunks.lower"), Some(line_of(&one_place, "lower = [\"trunk-low"))));
+    assert_eq!(
+        (error.key.as_deref(), error.line),
+        (Some("trunks.lower"), Some(line_of(&one_place, "lower = [\"trunk-low")))
+    );
     assert!(error.what.contains("has 1499 cells per second for circuits, and one takes 1500"), "{error}");
     parse(&one_place.replacen("rate = 1505", "rate = 1506", 1)).unwrap();
 }
@@ -171,9 +174,11 @@ fn a_step_for_loss_on_which_no_circuit_fits_is_refused() {
 #[test]
 fn epochs_are_long_enough_for_what_is_told_in_them() {
     let with = |seconds: u32, light: u32| {
-        let changed = text()
-            .replacen("seconds = 900", &format!("seconds = {seconds}"), 1)
-            .replacen("rate = 300", &format!("rate = {light}"), 1);
+        let changed = text().replacen("seconds = 900", &format!("seconds = {seconds}"), 1).replacen(
+            "rate = 300",
+            &format!("rate = {light}"),
+            1,
+        );
         (parse(&changed).err(), line_of(&changed, "seconds ="))
     };
     for (seconds, light) in [(10, 160), (12, 40), (20, 10), (40, 3), (900, 3)] {
@@ -188,7 +193,11 @@ fn epochs_are_long_enough_for_what_is_told_in_them() {
     // Hours stand in the document: nobody tells them.
     let hours = "hours = [{ at = \"07:00\", class = \"standard\" }, { at = \"23:00\", class = \"light\" }]\n";
     let silent = text()
-        .replacen("adaptive = { classes = [\"light\", \"standard\"], epsilon = 1.5 }\nlower = [\"light\"]\n", hours, 1)
+        .replacen(
+            "adaptive = { classes = [\"light\", \"standard\"], epsilon = 1.5 }\nlower = [\"light\"]\n",
+            hours,
+            1,
+        )
         .replacen("seconds = 900", "seconds = 10", 1)
         .replacen("rate = 300", "rate = 2", 1);
     assert_eq!(parse(&silent).err(), None);

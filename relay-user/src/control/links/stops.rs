@@ -140,7 +140,10 @@ mod tests {
         let before = kept(&stops);
         assert!(before > 190, "of 199, few share a row with four others: {before}");
         for port in 1..5000 {
-            stops.stop_source(source(0, u8::try_from(port % 250).unwrap(), port), Nanos(UNTIL.0 + u64::from(port)));
+            stops.stop_source(
+                source(0, u8::try_from(port % 250).unwrap(), port),
+                Nanos(UNTIL.0 + u64::from(port)),
+            );
         }
         assert_eq!(kept(&stops), before);
         assert!(stops.has_source(source(0, 249, 4999), Nanos(0)), "and the latest of its own are known");
@@ -154,7 +157,8 @@ mod tests {
         stops.stop_source(canary, UNTIL);
         let shown = format!("{stops:?}");
         assert!(!shown.contains("203") || !shown.contains("77"), "{shown}");
-        let marks: Vec<u64> = stops.rows.iter().flatten().map(|stop| stop.mark).filter(|&mark| mark > 0).collect();
+        let marks: Vec<u64> =
+            stops.rows.iter().flatten().map(|stop| stop.mark).filter(|&mark| mark > 0).collect();
         let [mark] = marks[..] else { panic!("one stop") };
         for window in mark.to_be_bytes().windows(4) {
             assert_ne!(window, [203, 0, 113, 77]);

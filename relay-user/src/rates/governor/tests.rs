@@ -145,7 +145,10 @@ fn a_boundary_that_was_missed_is_made_up_for_at_the_next_and_entered() {
     assert_eq!((governor.class(), governor.coming()), (MID, None), "not in the middle of an epoch");
     // What was chosen for the missed one counts where nothing else is chosen.
     let mut silent = governor.clone();
-    assert_eq!(silent.decide(&plan, epochs, 7, &mut Ledger::default()), Decision { class: HIGH, changed: true });
+    assert_eq!(
+        silent.decide(&plan, epochs, 7, &mut Ledger::default()),
+        Decision { class: HIGH, changed: true }
+    );
     assert_eq!(governor.choose(&plan, epochs, 7, || 0, &mut rng, &mut ledger), Some(LOW));
     assert_eq!(governor.decide(&plan, epochs, 7, &mut ledger).class, LOW);
     let summary = ledger.summary(epochs.start(7));

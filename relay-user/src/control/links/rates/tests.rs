@@ -318,14 +318,16 @@ fn a_stall_over_a_boundary_costs_one_epoch_and_nothing_more() {
     let change = |relay, second, rate| Change { relay, second, rate };
     // The client chose and told before it stood still. It goes down an epoch late.
     let late = run(CLIENT, 103);
-    let expected = [change(false, 200, 300), change(false, 400, 1500), change(true, 100, 300), change(true, 400, 1500)];
+    let expected =
+        [change(false, 200, 300), change(false, 400, 1500), change(true, 100, 300), change(true, 400, 1500)];
     assert_eq!(late.changes, expected);
     assert_eq!(late.told, [90, 92, 95, 190, 192, 195, 290, 292, 295, 390, 392, 395]);
     let summary = late.summary(CLIENT);
     assert_eq!((summary.opportunities, summary.bits_by_delay, summary.bits_since_start), (5, 1.0, 5.0));
     // The relay does.
     let late = run(RELAY, 103);
-    let expected = [change(false, 100, 300), change(false, 400, 1500), change(true, 200, 300), change(true, 400, 1500)];
+    let expected =
+        [change(false, 100, 300), change(false, 400, 1500), change(true, 200, 300), change(true, 400, 1500)];
     assert_eq!(late.changes, expected);
     assert_eq!((late.summary(RELAY).bits_by_delay, late.summary(CLIENT).bits_by_delay), (1.0, 0.0));
 }
