@@ -301,8 +301,10 @@ impl Links {
         let offset = RateOffset::draw(rng);
         let schedule = self.rates.schedule(governor.class(), offset, now, rng);
         out.worker(Command::AddLink { link: number, schedule });
-        for schedule in self.rates.slots_of(plan) {
-            out.worker(Command::Expect { link: number, schedule });
+        if plan.may_change() {
+            for schedule in self.rates.slots_of(plan) {
+                out.worker(Command::Expect { link: number, schedule });
+            }
         }
         if let Some(machines) = &self.machines {
             self.set_extra(number, machines, now, rng, out);
