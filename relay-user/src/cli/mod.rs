@@ -48,6 +48,7 @@ enum Command {
     /// Say what a capture of your own wire tells an observer.
     Audit(audit::Arguments),
     /// Ask a running relay or client how it is.
+    #[command(after_help = status::EXPLANATION)]
     Status(status::Arguments),
 }
 

@@ -16,6 +16,23 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bytes of an answer, at most.
 const MAX_ANSWER_LEN: u64 = 1 << 20;
 
+/// What the names in the answer mean that do not say it themselves.
+pub(super) const EXPLANATION: &str = "\
+Rates (rates.*):
+  policy                     of clients' links: fixed, scheduled or adaptive
+  epoch_seconds              classes change at multiples of this in Unix time, and never between
+  breaker_trips              links stopped for their loss
+Ledger (rates.leakage.*): what changes of class may have told whoever watches the wires, over all links of this node
+together. Upper bounds in bits; days begin at midnight, UTC. What a peer decides stands in the peer's ledger.
+  bits_today, bits_yesterday, bits_worst_day, bits_since_start
+  bits_by_demand             of these, by choices of an adaptive client
+  bits_by_loss               by steps for lasting loss, taken or not
+  bits_by_breaker            by links that were stopped, and when
+  bits_by_delay              by boundaries that this node missed, as while its host stood still
+  epsilon_today, epsilon_since_start
+                             sums of the choices' ε
+  opportunities, changes     times at which a class could have changed, and those at which it did";
+
 #[derive(Args, Debug)]
 pub(super) struct Arguments {
     /// Print the answer as JSON.
@@ -129,6 +146,39 @@ mod tests {
         }
         let error = ask(Path::new("/nonexistent/control.sock")).unwrap_err().to_string();
         assert!(error.contains("is the program running"), "{error}");
+    }
+
+    #[test]
+    fn the_ledgers_names_are_explained() {
+        let summary = crate::rates::Ledger::default().summary(crate::rates::Unix(0));
+        let Value::Object(fields) = serde_json::to_value(summary).unwrap() else { panic!("an object") };
+        assert!(fields.len() >= 12);
+        for name in fields.keys() {
+            assert!(EXPLANATION.contains(name.as_str()), "{name} is not explained");
+        }
+        assert!(EXPLANATION.lines().all(|line| line.chars().count() <= 120));
+        let text = table(&serde_json::json!({ "rates": { "leakage": summary } }));
+        assert!(
+            text.lines()
+                .any(|line| line.starts_with("rates.leakage.bits_by_breaker") && line.ends_with("  0.0")),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn bits_are_shown_to_the_millionth() {
+        let mut ledger = crate::rates::Ledger::default();
+        for _ in 0..3 {
+            let bound = crate::rates::Bound::private(3, 0.7);
+            ledger.enter(crate::rates::Unix(0), crate::rates::Cause::Adaptive, bound, false);
+        }
+        let text = table(&serde_json::json!({ "leakage": ledger.summary(crate::rates::Unix(0)) }));
+        let shown = |name: &str| {
+            let line = text.lines().find(|line| line.starts_with(&format!("leakage.{name} "))).unwrap();
+            line.split_whitespace().last().unwrap().to_owned()
+        };
+        assert_eq!((shown("bits_today").as_str(), shown("epsilon_today").as_str()), ("3.029661", "2.1"));
+        assert_eq!((shown("opportunities").as_str(), shown("changes").as_str()), ("3", "0"));
     }
 
     #[test]

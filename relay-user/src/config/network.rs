@@ -251,8 +251,9 @@ impl NetworkDocument {
             trunks,
         };
         for trunk in &raw.trunks {
-            rates::room(source, &trunk.hours, &document)?;
+            rates::room(source, &trunk.hours, &trunk.lower, &document)?;
         }
+        rates::told_in_time(source, raw.epochs.as_ref(), &document)?;
         Ok(document)
     }
 }

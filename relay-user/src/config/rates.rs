@@ -8,10 +8,18 @@ use toml::Spanned;
 use super::network::{Class, NetworkDocument};
 use super::source::{ConfigError, Source};
 use crate::engine::schedule::Law;
-use crate::rates::{LossRules, MAX_EPSILON, SECONDS_PER_DAY};
+use crate::engine::time::Nanos;
+use crate::rates::{Epochs, LossRules, MAX_EPSILON, SECONDS_PER_DAY};
 
 /// Seconds of an epoch, at least: a choice is made and told within a quarter of it.
 const MIN_EPOCH: u32 = 10;
+/// By how much hosts' clocks may differ where one end tells the other of a class: ten times what NTP leaves over a bad
+/// way.
+const MAX_SKEW: Nanos = Nanos(500 * Nanos::MILLISECOND.0);
+/// How long a cell may be under way, the control planes' ticks at both ends included.
+const WAY: Nanos = Nanos(200 * Nanos::MILLISECOND.0);
+/// Slots that a message may wait for: cells of other messages go before it.
+const TOLD_SLOTS: u64 = 8;
 /// Seconds of an epoch where the document does not say.
 pub(super) const DEFAULT_EPOCH: u32 = 3600;
 /// Seconds for which loss must last, at most.
@@ -144,32 +152,76 @@ pub(super) fn hours(
     Ok(hours)
 }
 
-/// Whether a trunk carries at least one client's circuit at each of its hours, the client in its fastest class.
+/// Whether a trunk carries at least one client's circuit at each of its hours and at each step for its loss, the client
+/// in its fastest class.
 pub(super) fn room(
     source: &Source,
     hours: &[RawHour],
+    lower: &[Spanned<String>],
     document: &NetworkDocument,
 ) -> Result<(), ConfigError> {
     let rate = |name: &str| document.classes.get(name).map_or(0, |class| class.rate);
-    let mut names: Vec<&str> = document.client_class().into_iter().collect();
-    if let Some(clients) = &document.clients {
-        names.extend(clients.hours.iter().map(|hour| hour.class.as_str()));
-        names.extend(clients.adaptive.iter().flat_map(|adaptive| &adaptive.classes).map(String::as_str));
-    }
+    let names = of_clients(document);
     let needed = names.iter().copied().map(rate).max().unwrap_or(0);
     let laws: Vec<Law> =
         names.iter().filter_map(|name| document.classes.get(*name)).map(|class| class.schedule).collect();
-    for hour in hours {
-        let name = hour.class.get_ref();
+    let hours = hours.iter().map(|hour| (&hour.class, "trunks.hours"));
+    for (given, key) in hours.chain(lower.iter().map(|step| (step, "trunks.lower"))) {
+        let name = given.get_ref();
         let Some(class) = document.classes.get(name) else { continue };
         let usable = class.schedule.usable_by_any(class.rate, laws.iter().copied());
         if usable < needed {
             let what = format!("{name:?} has {usable} cells per second for circuits, and one takes {needed}");
-            let remedy = "name a class on which a circuit fits";
-            return Err(source.refuse(&hour.class, "trunks.hours", what, remedy));
+            return Err(source.refuse(given, key, what, "name a class on which a circuit fits"));
         }
     }
     Ok(())
+}
+
+/// Names of the classes that clients' links may come to have.
+fn of_clients(document: &NetworkDocument) -> Vec<&str> {
+    let mut names: Vec<&str> = document.client_class().into_iter().collect();
+    if let Some(clients) = &document.clients {
+        names.extend(clients.hours.iter().map(|hour| hour.class.as_str()));
+        names.extend(clients.adaptive.iter().flat_map(|adaptive| &adaptive.classes).map(String::as_str));
+        names.extend(clients.lower.iter().map(String::as_str));
+    }
+    names
+}
+
+/// Whether epochs are long enough for what client and entry tell each other: the last telling must be there before the
+/// peer decides, by a clock that is [`MAX_SKEW`] ahead, and behind [`TOLD_SLOTS`] slots of the slowest class.
+pub(super) fn told_in_time(
+    source: &Source,
+    raw: Option<&RawEpochs>,
+    document: &NetworkDocument,
+) -> Result<(), ConfigError> {
+    let (Some(raw), Some(clients)) = (raw, &document.clients) else { return Ok(()) };
+    if clients.adaptive.is_none() && clients.lower.is_empty() {
+        return Ok(());
+    }
+    let classes = of_clients(document).into_iter().filter_map(|name| document.classes.get(name));
+    let slowest = classes.map(|class| class.rate).min().unwrap_or(1).max(1);
+    let needed = Nanos(MAX_SKEW.0 + WAY.0 + TOLD_SLOTS * Nanos::SECOND.0 / u64::from(slowest));
+    let fits = |seconds: u32| Epochs::new(seconds).margin() >= needed;
+    if fits(document.epoch_seconds) {
+        return Ok(());
+    }
+    let seconds = |time: Nanos| time.0 as f64 / Nanos::SECOND.0 as f64;
+    let what = format!(
+        "is too short: what an end chooses is told {:.2} s before the other decides, and clocks {} s apart and {TOLD_SLOTS} \
+         slots at {slowest} cells per second take {:.2} s",
+        seconds(Epochs::new(document.epoch_seconds).margin()),
+        seconds(MAX_SKEW),
+        seconds(needed)
+    );
+    let parts =
+        (document.epoch_seconds..=SECONDS_PER_DAY).filter(|&part| SECONDS_PER_DAY.is_multiple_of(part));
+    let remedy = match parts.into_iter().find(|&part| fits(part)) {
+        Some(enough) => format!("write {enough} or more"),
+        None => "give clients' slowest class a higher rate".to_owned(),
+    };
+    Err(source.refuse(&raw.seconds, "epochs.seconds", what, remedy))
 }
 
 /// The classes that lasting loss leads to, checked: each slower than the one before, the first than `class`.

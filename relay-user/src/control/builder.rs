@@ -43,19 +43,31 @@ pub(super) struct Builder {
     name: &'static str,
     /// Lives as long as somebody else decides.
     decoy: bool,
+    /// Something should come at all times, and the circuit is dead where it does not.
+    watched: bool,
+    /// One slot in so many is its own; 1 where it has what is left.
+    share: u32,
 }
 
 impl Builder {
     pub(super) fn new(path: Vec<PathRelay>, suite: Suite, cover: bool) -> Self {
         let state = State::Waiting(Nanos(0));
-        Self { path, suite, cover, state, circuit: 0, attempts: 0, name: "circuit", decoy: false }
+        let (name, decoy) = ("circuit", false);
+        Self { path, suite, cover, state, circuit: 0, attempts: 0, name, decoy, watched: cover, share: 1 }
     }
 
-    /// A circuit that carries nothing and lives until it is closed. Its number is `first` or the next, by `turn`, since
-    /// the one before it may not be gone yet.
-    pub(super) fn decoy(path: Vec<PathRelay>, suite: Suite, first: u32, turn: u64) -> Self {
-        let circuit = first | u32::from(!turn.is_multiple_of(2));
-        Self { circuit, name: "decoy circuit", decoy: true, ..Self::new(path, suite, true) }
+    /// A circuit that carries nothing and lives until it is closed, on one slot in `share`. Its number is the one beside
+    /// `first`, or that, by turns. `watched` where the client's own circuit is, which is told from it else.
+    pub(super) fn decoy(path: Vec<PathRelay>, suite: Suite, first: u32, share: u32, watched: bool) -> Self {
+        let name = "decoy circuit";
+        Self { circuit: first, name, decoy: true, watched, share, ..Self::new(path, suite, true) }
+    }
+
+    /// One that is open already.
+    #[cfg(test)]
+    pub(super) fn opened(path: Vec<PathRelay>, suite: Suite) -> Self {
+        let state = State::Open { since: Nanos(0), until: Nanos(u64::MAX) };
+        Self { state, ..Self::decoy(path, suite, 2, 2, true) }
     }
 
     /// Attempts that failed since the last that did not.
@@ -88,7 +100,7 @@ impl Builder {
                 self.fail(now, out);
             }
             State::Open { since, until } => {
-                let silent = self.cover && !self.decoy && now.since(last_delivery.max(*since)) > SILENCE;
+                let silent = self.watched && now.since(last_delivery.max(*since)) > SILENCE;
                 if silent || now >= *until {
                     if silent {
                         log::warn!("the {} brings nothing any more; building it anew", self.name);
@@ -215,11 +227,12 @@ impl Builder {
         let keys = Box::new(HopKeys::derive(&split, self.suite));
         let circuit = self.circuit;
         let next = self.path.get(hop + 1);
-        out.worker(if hop == 0 {
-            Command::AddOrigin { circuit, ahead, keys, seq, cover: self.cover }
+        if hop == 0 {
+            out.worker(Command::AddOrigin { circuit, ahead, keys, seq, cover: self.cover });
+            out.worker(Command::SetShare { circuit, one_in: self.share });
         } else {
-            Command::AddHop { circuit, keys, open: next.is_none() }
-        });
+            out.worker(Command::AddHop { circuit, keys, open: next.is_none() });
+        }
         let Some(next) = next else {
             self.attempts = 0;
             log::info!("{} open over {} relays", self.name, self.path.len());

@@ -1,7 +1,14 @@
-//! Decoy sessions of a client: circuits that come and go, and are busy and quiet, by a timetable drawn ahead. What its
-//! user does has no part in it: a relay that counts circuits, and sees them begin, end and fall silent, does not count
-//! his sessions. They are no doubles of his own circuit, which lives for hours: a relay that looks at one circuit for long
-//! may tell which kind it is.
+//! Decoy sessions of a client: circuits that come and go by a timetable drawn ahead. What its user does has no part in it:
+//! a relay that counts circuits, and sees them begin, end and fall silent, does not count his sessions.
+//!
+//! | | with circuit cover | with link cover |
+//! | --- | --- | --- |
+//! | while one lives | always busy, as the client's own circuit is | busy and quiet by turns |
+//! | of the link's slots | one in two: both are alike to relays | one in four while it is busy, always the same ones |
+//! | where nothing comes any more | built anew, as his own is | not noticed, as with his own |
+//!
+//! They are no doubles of his own circuit in everything: that one lives for hours, and now and then carries packets, which
+//! its exit sees; with link cover, the exit also sees the flag that asks for answers.
 
 use super::action::Outbox;
 use super::builder::Builder;
@@ -17,6 +24,9 @@ use std::time::Duration;
 
 /// A drawn length is at most so many times its mean.
 const LONGEST: f64 = 8.0;
+/// One slot in so many is a decoy's: beside circuit cover, whose rate it would otherwise stand out from, and beside link
+/// cover, where the client's own circuit has what its packets take.
+const SHARES: [u32; 2] = [2, 4];
 /// Attempts to build a decoy's circuit; then the sitting passes without one.
 const ATTEMPTS: u32 = 3;
 
@@ -73,6 +83,8 @@ pub(super) struct Decoys {
     plan: DecoyPlan,
     paths: Vec<Vec<PathRelay>>,
     suite: Suite,
+    /// The client's own circuit fills its slots.
+    covered: bool,
     sitting: Sitting,
     builder: Option<Builder>,
     /// The circuit is there and fills its turns.
@@ -81,16 +93,17 @@ pub(super) struct Decoys {
 }
 
 impl Decoys {
-    /// `paths` are those that a decoy may take.
+    /// `paths` are those that a decoy may take; `covered` says whether the client's own circuit fills its slots.
     pub(super) fn new(
         plan: DecoyPlan,
         paths: Vec<Vec<PathRelay>>,
         suite: Suite,
+        covered: bool,
         now: Nanos,
         rng: &mut impl Rng,
     ) -> Self {
         let sitting = Sitting::draw(plan, paths.len(), now, rng);
-        Self { plan, paths, suite, sitting, builder: None, busy: false, begun: 0 }
+        Self { plan, paths, suite, covered, sitting, builder: None, busy: false, begun: 0 }
     }
 
     /// Circuits begun so far.
@@ -103,8 +116,15 @@ impl Decoys {
         self.builder.as_mut()
     }
 
-    /// Begins, ends, quickens and quiets what is due.
-    pub(super) fn on_tick(&mut self, now: Nanos, links: &Links, rng: &mut impl Rng, out: &mut Outbox) {
+    /// Begins, ends, quickens and quiets what is due. `last_delivery` is when a cell last came over a decoy.
+    pub(super) fn on_tick(
+        &mut self,
+        now: Nanos,
+        last_delivery: Nanos,
+        links: &Links,
+        rng: &mut impl Rng,
+        out: &mut Outbox,
+    ) {
         // Those that a host slept through are left out.
         for _ in 0..MOST_SLEPT_THROUGH {
             if now < self.sitting.end {
@@ -125,18 +145,21 @@ impl Decoys {
             None => {
                 let Some(path) = self.paths.get(self.sitting.path) else { return };
                 self.begun += 1;
-                self.builder.insert(Builder::decoy(path.clone(), self.suite, OWN_CIRCUITS, self.begun))
+                let first = OWN_CIRCUITS | u32::from(!self.begun.is_multiple_of(2));
+                let [covered, alone] = SHARES;
+                let share = if self.covered { covered } else { alone };
+                self.builder.insert(Builder::decoy(path.clone(), self.suite, first, share, self.covered))
             }
         };
         if builder.attempts() < ATTEMPTS {
-            builder.on_tick(now, now, links, rng, out);
+            builder.on_tick(now, last_delivery, links, rng, out);
         }
         let Some(circuit) = builder.open_circuit() else {
             // A circuit fills its turns from its first moment on.
             self.busy = true;
             return;
         };
-        let busy = self.sitting.is_busy(now);
+        let busy = self.covered || self.sitting.is_busy(now);
         if busy != self.busy {
             self.busy = busy;
             out.worker(Command::SetCover { circuit, cover: busy });
@@ -147,6 +170,11 @@ impl Decoys {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::action::Action;
+    use crate::control::links::{Pace, Rates};
+    use crate::engine::schedule::Law;
+    use crate::rates::{Epochs, Unix};
+    use crate::xsk::Arena;
     use rand_chacha::ChaCha20Rng;
     use rand_core::SeedableRng;
 
@@ -176,6 +204,33 @@ mod tests {
             (0.45..0.65).contains(&share),
             "busy half of the time, a little more since that comes first: {share}"
         );
+    }
+
+    /// What a decoy without a path asks of the worker in a day.
+    fn covers(covered: bool) -> usize {
+        let mut rng = ChaCha20Rng::from_seed([6; 32]);
+        let paces = vec![Pace { law: Law::Constant, rate: 1500 }];
+        let rates = Rates::new(paces, Epochs::new(3600), Unix::from_seconds(86_400), Nanos(0), [1; 16]);
+        let links = Links::new(Suite::Aes256Gcm, None, vec![], 1, 1, rates);
+        let mut out = Outbox::new(Arena::anonymous(16).unwrap());
+        let relay = PathRelay { name: "entry".into(), id: [1; 16], public: [9; 32] };
+        let mut decoys = Decoys::new(PLAN, vec![vec![relay]], Suite::Aes256Gcm, covered, Nanos(0), &mut rng);
+        let spells = (1..100).map(|spell| Nanos(20 * spell * Nanos::SECOND.0)).collect();
+        decoys.sitting = Sitting { begin: Nanos(0), end: Nanos(u64::MAX), path: 0, spells };
+        let relay = PathRelay { name: "entry".into(), id: [1; 16], public: [9; 32] };
+        decoys.builder = Some(Builder::opened(vec![relay], Suite::Aes256Gcm));
+        for second in 0..1000 {
+            decoys.on_tick(Nanos(second * Nanos::SECOND.0), Nanos(u64::MAX / 2), &links, &mut rng, &mut out);
+        }
+        let set = |action: &&Action| matches!(action, Action::Worker(Command::SetCover { .. }));
+        out.actions.iter().filter(set).count()
+    }
+
+    #[test]
+    fn beside_circuit_cover_a_decoy_is_never_quiet() {
+        // What comes of it is that it is busy, once.
+        assert_eq!(covers(true), 1);
+        assert!(covers(false) > 10, "by spells of 20 seconds");
     }
 
     #[test]

@@ -5,6 +5,7 @@ mod handshakes;
 mod parked;
 mod rates;
 mod rekey;
+mod stops;
 
 pub(super) use rates::Rates;
 
@@ -296,10 +297,15 @@ impl Links {
             out.refuse(Refusal::Exhausted);
             return false;
         };
-        let governor = self.rates.governor(plan, now);
+        let governor = self.governor_for(who, plan, now);
         let offset = RateOffset::draw(rng);
         let schedule = self.rates.schedule(governor.class(), offset, now, rng);
         out.worker(Command::AddLink { link: number, schedule });
+        if plan.may_change() {
+            for schedule in self.rates.slots_of(plan) {
+                out.worker(Command::Expect { link: number, schedule });
+            }
+        }
         if let Some(machines) = &self.machines {
             self.set_extra(number, machines, now, rng, out);
         }
@@ -418,6 +424,11 @@ impl Links {
 
     fn close(&mut self, number: u32, out: &mut Outbox) {
         let Some(link) = self.links.remove(&number) else { return };
+        if let Who::Peer(at) = link.who
+            && link.confirmed
+        {
+            self.rates.keep(at, link.governed.governor);
+        }
         out.worker(Command::RemoveLink { link: number });
         out.push(Action::Forget { link: number });
         let pending = link.rekey.map(|(_, index, _)| index);

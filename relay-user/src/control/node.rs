@@ -151,14 +151,15 @@ impl Node {
         match &mut self.part {
             Part::Relay(circuits) => circuits.on_tick(now, &mut self.out),
             Part::Client(own) => {
-                let mut last = Nanos(0);
+                let (mut last, mut last_of_decoys) = (Nanos(0), Nanos(0));
                 for totals in self.workers.totals() {
                     last = last.max(totals.last_delivery);
+                    last_of_decoys = last_of_decoys.max(totals.last_of_decoys);
                     self.links.rates.on_payload(totals.payload, now);
                 }
                 own.builder.on_tick(now, last, &self.links, &mut self.rng, &mut self.out);
                 if let Some(decoys) = &mut own.decoys {
-                    decoys.on_tick(now, &self.links, &mut self.rng, &mut self.out);
+                    decoys.on_tick(now, last_of_decoys, &self.links, &mut self.rng, &mut self.out);
                 }
             }
         }

@@ -65,6 +65,10 @@ mod tests {
     use super::*;
 
     fn document(tables: &str) -> NetworkDocument {
+        NetworkDocument::parse_unverified(Path::new("network.toml"), &text(tables)).unwrap()
+    }
+
+    fn text(tables: &str) -> String {
         let mut text = format!(
             r#"version = 1
 epoch = 1
@@ -76,6 +80,7 @@ suite = 1
 [classes]
 client = {{ rate = 500, schedule = "jittered" }}
 fast = {{ rate = 800, schedule = "jittered" }}
+low = {{ rate = 900, schedule = "constant" }}
 night = {{ rate = 1000, schedule = "constant" }}
 trunk = {{ rate = 2000, schedule = "constant" }}
 "#
@@ -89,9 +94,9 @@ trunk = {{ rate = 2000, schedule = "constant" }}
 between = ["relay-1", "relay-2"]
 class = "trunk"
 hours = [{ at = "06:00", class = "trunk" }, { at = "20:00", class = "night" }]
-lower = ["night", "client"]
+lower = ["night", "low"]
 "#;
-        NetworkDocument::parse_unverified(Path::new("network.toml"), &text).unwrap()
+        text
     }
 
     const ADAPTIVE: &str = r#"[clients]
@@ -107,11 +112,11 @@ adaptive = { classes = ["fast", "client"], epsilon = 1.0 }
     fn classes_are_numbered_by_name() {
         let document = document(ADAPTIVE);
         let plan = of_trunk(&document, &document.trunks[0]).unwrap();
-        assert_eq!(plan.rates, [500, 800, 1000, 2000]);
-        assert_eq!(plan.ladder, [ClassNumber(2), ClassNumber(0)]);
+        assert_eq!(plan.rates, [500, 800, 900, 1000, 2000]);
+        assert_eq!(plan.ladder, [ClassNumber(3), ClassNumber(2)]);
         let evening = crate::rates::Unix::from_seconds(20 * 3600);
-        assert_eq!(plan.policy.class_at(evening, None), ClassNumber(2));
-        assert_eq!((plan.slowest(), plan.fastest()), (1000, 2000));
+        assert_eq!(plan.policy.class_at(evening, None), ClassNumber(3));
+        assert_eq!((plan.slowest(), plan.fastest()), (900, 2000), "its steps for loss included");
     }
 
     #[test]
@@ -139,10 +144,15 @@ hours = [{ at = "06:00", class = "fast" }, { at = "20:00", class = "client" }]
 
     #[test]
     fn without_the_table_one_class_must_be_free() {
-        // `client` and `fast` are; `client` is one of the trunk's for its loss.
-        assert_eq!(clients("", ClientPolicy::Fixed).unwrap().policy, Policy::Fixed(ClassNumber(1)));
-        let more = "[classes.spare]\nrate = 5\nschedule = \"constant\"\n";
-        let error = clients(more, ClientPolicy::Fixed).unwrap_err().to_string();
+        let clients = |text: &str| {
+            let document = NetworkDocument::parse_unverified(Path::new("network.toml"), text).unwrap();
+            of_clients(Path::new("network.toml"), &document, ClientPolicy::Fixed)
+        };
+        // The trunk has the others by day, at night, and for its loss.
+        let text = text("").replacen("client = { rate = 500, schedule = \"jittered\" }\n", "", 1);
+        assert_eq!(clients(&text).unwrap().policy, Policy::Fixed(ClassNumber(0)));
+        let more = text.replacen("fast =", "client = { rate = 500, schedule = \"jittered\" }\nfast =", 1);
+        let error = clients(&more).unwrap_err().to_string();
         assert!(error.contains("network.toml: classes:"), "{error}");
     }
 }

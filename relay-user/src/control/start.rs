@@ -26,7 +26,7 @@ use crate::worker::{Clock, NodeEdge, Poll, Seat, Workers, leave_to_workers};
 use crate::xsk::{self, Arena, BindRequest, SocketConfig};
 use anyhow::{Context, Result, bail};
 use rand_chacha::ChaCha20Rng;
-use rand_core::SeedableRng;
+use rand_core::{Rng, SeedableRng};
 use relay_common::classify::Ports;
 use relay_common::wire::MAX_HOPS;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -67,7 +67,7 @@ async fn relay(config: RelayConfig, key: StaticKey, network: NetworkDocument, me
     limits.events = 2 * limits.circuits as usize;
     limits.waiting = config.datapath.frames as usize / 2;
     let clients = Arc::new(plans::of_clients(&config.network, &network, ClientPolicy::Adaptive)?);
-    let rates = rates(&network, clock);
+    let rates = rates(&network, clock, &mut rng);
     limits.spare = rates.spare(&clients);
     let port = me.address.port();
 
@@ -147,16 +147,18 @@ async fn client(config: ClientConfig, network: NetworkDocument) -> Result<()> {
 
     let waiting = config.datapath.frames as usize / 2;
     let limits = Limits { links: 16, circuits: 16, waiting, ..Limits::default() };
-    let mut links = Links::new(network.suite, None, peers, limits.links, 1, rates(&network, clock));
+    let rates = rates(&network, clock, &mut rng);
+    let mut links = Links::new(network.suite, None, peers, limits.links, 1, rates);
     if let Some(maybenot) = config.maybenot {
         log::warn!("Maybenot machines run: what leaves no longer is the same with and without payload");
         links.run_machines(maybenot);
     }
+    let covered = config.cover == Cover::Circuit;
     let decoys = config.decoys.map(|plan| {
         let paths = network.paths().filter(|path| path[0].name == entry.name).map(path_relays).collect();
-        Decoys::new(plan, paths, network.suite, clock.now(), &mut rng)
+        Decoys::new(plan, paths, network.suite, covered, clock.now(), &mut rng)
     });
-    let builder = Builder::new(path, network.suite, config.cover == Cover::Circuit);
+    let builder = Builder::new(path, network.suite, covered);
     let OpenDatapath { arena, queues, mode, steering, socket, neighbours, local } = datapath;
     let workers = queues.start(limits, vec![NodeEdge::client(tun)], arena, clock, &config.worker)?;
     let out = Outbox::new(arena);
@@ -370,9 +372,11 @@ const fn pace(class: &Class) -> Pace {
 }
 
 /// What links need to know of classes.
-fn rates(network: &NetworkDocument, clock: Clock) -> Rates {
+fn rates(network: &NetworkDocument, clock: Clock, rng: &mut ChaCha20Rng) -> Rates {
     let paces = network.classes.values().map(pace).collect();
-    Rates::new(paces, Epochs::new(network.epoch_seconds), SystemTime::now().into(), clock.now())
+    let mut key = [0; 16];
+    rng.fill_bytes(&mut key);
+    Rates::new(paces, Epochs::new(network.epoch_seconds), SystemTime::now().into(), clock.now(), key)
 }
 
 fn trunk_peers(network: &NetworkDocument, me: &Relay) -> Result<Vec<Peer>> {

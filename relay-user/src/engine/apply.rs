@@ -2,7 +2,7 @@
 
 use super::circuit::{Carried, Circuit, Direction, Origin, Role, Side};
 use super::extra::MAX_MACHINES;
-use super::link::{CONTROL_CELLS, ControlCell, Link, Session, sealed_ahead};
+use super::link::{CONTROL_CELLS, ControlCell, Link, Session, sealed_ahead, silence};
 use super::schedule::Schedule;
 use super::time::Nanos;
 use super::wheel;
@@ -26,6 +26,7 @@ impl Engine {
                 }
             }
             Command::SetSchedule { link, from, schedule } => self.set_schedule(link, from, schedule, now),
+            Command::Expect { link, schedule } => self.expect(link, &schedule),
             Command::ReportLoss { link } => self.queue_control(link, ControlCell::Loss),
             Command::InstallSession { session, send_now } => self.install(session, send_now, now),
             Command::RemoveSession { receive_index } => self.remove_session(receive_index),
@@ -50,10 +51,13 @@ impl Engine {
             Command::SendExtend { circuit, length, frame } => self.send_extend(circuit, length, frame),
             Command::AddHop { circuit, keys, open } => self.add_hop(circuit, *keys, open, edge, now),
             Command::SetCover { circuit, cover } => {
-                if let Some(Some(Circuit { role: Role::Origin(origin), .. })) =
-                    self.circuits.get_mut(circuit as usize).map(|slot| slot.as_deref_mut())
-                {
+                if let Some(origin) = self.origin_mut(circuit) {
                     origin.cover = cover;
+                }
+            }
+            Command::SetShare { circuit, one_in } => {
+                if let Some(origin) = self.origin_mut(circuit) {
+                    origin.one_in = one_in;
                 }
             }
             Command::CloseCircuit { circuit, reason } => {
@@ -68,7 +72,7 @@ impl Engine {
         }
         // A link under the same number goes first, with all that hangs on it.
         self.remove_link(number, edge, now);
-        let link = Link::new(schedule, self.limits.lead, now);
+        let link = Link::new(schedule, &self.limits, now);
         self.sealed_bound += link.max_held;
         self.due.reserve(self.sealed_bound.saturating_sub(self.due.len()));
         if let Some(slot) = self.links.get_mut(number as usize) {
@@ -76,6 +80,24 @@ impl Engine {
         }
     }
 
+    fn origin_mut(&mut self, circuit: u32) -> Option<&mut Origin> {
+        match self.circuits.get_mut(circuit as usize)?.as_deref_mut()? {
+            Circuit { role: Role::Origin(origin), .. } => Some(origin),
+            Circuit { role: Role::Carried(_), .. } => None,
+        }
+    }
+
+    fn expect(&mut self, number: u32, schedule: &Schedule) {
+        let Some(Some(link)) = self.links.get_mut(number as usize) else { return };
+        link.silence = link.silence.max(silence(self.limits.silence, schedule));
+        // One more, since a link's own rate is a little off its class's.
+        let most = link.max_held.max(sealed_ahead(schedule, self.limits.lead) + 1);
+        self.sealed_bound += most - link.max_held;
+        link.max_held = most;
+        self.due.reserve(self.sealed_bound.saturating_sub(self.due.len()));
+    }
+
+    /// Where the class was expected, nothing is allocated here, nor at the boundary.
     fn set_schedule(&mut self, number: u32, from: Nanos, mut schedule: Box<Schedule>, now: Nanos) {
         let Some(Some(link)) = self.links.get_mut(number as usize) else { return };
         // What is sealed stays at its slot, so nothing of the new schedule may come before it.
@@ -84,7 +106,8 @@ impl Engine {
         let most = link.max_held.max(sealed_ahead(&schedule, self.limits.lead));
         self.sealed_bound += most - link.max_held;
         link.max_held = most;
-        link.coming = Some((from, schedule));
+        link.silence = link.silence.max(silence(self.limits.silence, &schedule));
+        link.change_to(schedule, from);
         let turned = link.turn_over();
         let deadline = link.schedule.deadline();
         self.due.reserve(self.sealed_bound.saturating_sub(self.due.len()));
@@ -297,5 +320,59 @@ impl Engine {
             Ok(()) => self.waiting += usize::from(holds_frame),
             Err(_) => self.counters.drop(DropReason::ControlFull),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::schedule::Law;
+    use crate::engine::{Limits, NoEdge};
+
+    fn slots(rate: u32) -> Box<Schedule> {
+        Box::new(Schedule::new(Law::Jittered, rate, Nanos(0), [rate.to_be_bytes()[3]; 32]))
+    }
+
+    fn engine() -> Engine {
+        Engine::new(Limits { links: 8, circuits: 1, events: 0, waiting: 0, ..Limits::default() })
+    }
+
+    /// Room for sealed cells before and behind a change of all links to a class of 20,000 cells per second.
+    fn room(expected: bool) -> [usize; 2] {
+        let mut engine = engine();
+        for link in 0..8 {
+            engine.apply(Command::AddLink { link, schedule: slots(300) }, &mut NoEdge, Nanos(0));
+            if expected {
+                engine.apply(Command::Expect { link, schedule: slots(20_000) }, &mut NoEdge, Nanos(0));
+            }
+        }
+        let before = engine.due.capacity();
+        for link in 0..8 {
+            let (from, schedule) = (Nanos(1_000_000_000), slots(20_000));
+            engine.apply(Command::SetSchedule { link, from, schedule }, &mut NoEdge, Nanos(0));
+        }
+        [before, engine.due.capacity()]
+    }
+
+    #[test]
+    fn an_expected_class_needs_no_memory_when_it_comes() {
+        let [before, behind] = room(true);
+        assert_eq!(before, behind);
+        let [before, behind] = room(false);
+        assert!(before < behind, "the test sees what is allocated: {before}, {behind}");
+    }
+
+    #[test]
+    fn a_links_silence_follows_its_slowest_class() {
+        let mut engine = engine();
+        let second = Nanos::SECOND.0;
+        let silence = |engine: &Engine| engine.links[0].as_ref().unwrap().silence.0.div_ceil(second);
+        engine.apply(Command::AddLink { link: 0, schedule: slots(1500) }, &mut NoEdge, Nanos(0));
+        assert_eq!(silence(&engine), 2);
+        engine.apply(Command::Expect { link: 0, schedule: slots(2) }, &mut NoEdge, Nanos(0));
+        assert!((4..=5).contains(&silence(&engine)));
+        let (from, schedule) = (Nanos(second), slots(1));
+        engine.apply(Command::SetSchedule { link: 0, from, schedule }, &mut NoEdge, Nanos(0));
+        assert!((8..=9).contains(&silence(&engine)));
     }
 }

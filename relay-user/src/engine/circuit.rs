@@ -235,6 +235,8 @@ pub(super) struct Origin {
     pub(super) open: bool,
     /// Fill every free slot with a cell of this circuit.
     pub(super) cover: bool,
+    /// Have one slot in so many, and no other; 0 and 1: take turns.
+    pub(super) one_in: u32,
 }
 
 impl Origin {
@@ -248,6 +250,7 @@ impl Origin {
             received: 0,
             open: false,
             cover,
+            one_in: 1,
         }
     }
 

@@ -26,6 +26,8 @@ pub enum DropReason {
     HopReplayed,
     /// A command that this protocol or this circuit does not know.
     UnknownCommand,
+    /// A report of loss that cannot be true of the cells that were sealed.
+    FalseReport,
     /// The circuit's queue towards its out-link was full.
     QueueFull,
     /// The queue of events towards the control plane was full.
@@ -40,7 +42,7 @@ pub enum DropReason {
 
 impl DropReason {
     /// Every reason, in the order of the counters.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::BadHeader,
         Self::UnknownSession,
         Self::WrongSource,
@@ -52,6 +54,7 @@ impl DropReason {
         Self::HopUnauthentic,
         Self::HopReplayed,
         Self::UnknownCommand,
+        Self::FalseReport,
         Self::QueueFull,
         Self::EventsFull,
         Self::ControlFull,
@@ -73,6 +76,7 @@ impl DropReason {
             Self::HopUnauthentic => "hop_unauthentic",
             Self::HopReplayed => "hop_replayed",
             Self::UnknownCommand => "unknown_command",
+            Self::FalseReport => "false_report",
             Self::QueueFull => "queue_full",
             Self::EventsFull => "events_full",
             Self::ControlFull => "control_full",

@@ -6,10 +6,10 @@ use super::queue::Queue;
 use super::replay::LinkWindow;
 use super::schedule::Schedule;
 use super::time::Nanos;
-use super::wheel;
+use super::{Limits, wheel};
 use crate::crypto::LinkKeys;
 use crate::xsk::Frame;
-use relay_common::wire::{DestroyReason, LinkHeader};
+use relay_common::wire::{DestroyReason, LinkHeader, LossTotals};
 use std::net::SocketAddr;
 
 /// Cells that may be sealed under one key (protocol: hard stop at 2^28).
@@ -22,6 +22,8 @@ pub const CONTROL_CELLS: usize = 64;
 const MIN_TOLERANCE: Nanos = Nanos(200_000);
 /// Most lateness that is made up for, however slow the class.
 const MAX_TOLERANCE: Nanos = Nanos(2_000_000);
+/// Slots of a link without a cell that make it silent, at least: fewer could be lost by chance.
+const SILENT_SLOTS: u64 = 8;
 /// Mean gaps that a link makes up for after a stall, at most; bounds the burst that an observer sees. By a law of uneven
 /// gaps they hold more or fewer slots, whatever was to be sent.
 const MAX_CATCH_UP: u64 = 4;
@@ -111,6 +113,8 @@ pub(super) struct Link {
     pub(super) schedule: Schedule,
     /// The slots to go over to, and from when on.
     pub(super) coming: Option<(Nanos, Box<Schedule>)>,
+    /// The slots of before, until others come: at a boundary, no memory is given back either.
+    retired: Option<Box<Schedule>>,
     /// The peer's cells under all sessions: as many as their counters tell, and those that came.
     pub(super) expected: u64,
     pub(super) arrived: u64,
@@ -119,6 +123,10 @@ pub(super) struct Link {
     /// First place in the chain of the link's sessions.
     pub(super) sessions: Option<u32>,
     pub(super) last_received: Nanos,
+    /// How long nothing may come.
+    pub(super) silence: Nanos,
+    /// Cells sealed under all sessions.
+    pub(super) sealed: u64,
     /// How late a cell of this link may still go.
     pub(super) tolerance: Nanos,
     /// Told the control plane that the peer is silent.
@@ -132,6 +140,8 @@ pub(super) struct Link {
     pub(super) ready: List,
     /// Circuits that begin here and fill every slot left over, in turn.
     pub(super) origins: List,
+    /// Slots so far that circuits which begin here could have, modulo 2^32.
+    pub(super) own_slots: u32,
     /// Circuit sides that use the link.
     pub(super) sides: List,
     /// Cells beyond the schedule.
@@ -139,9 +149,12 @@ pub(super) struct Link {
 }
 
 impl Link {
-    pub(super) fn new(schedule: Schedule, lead: Nanos, now: Nanos) -> Self {
+    pub(super) fn new(schedule: Schedule, limits: &Limits, now: Nanos) -> Self {
         Self {
-            max_held: sealed_ahead(&schedule, lead),
+            max_held: sealed_ahead(&schedule, limits.lead),
+            silence: silence(limits.silence, &schedule),
+            sealed: 0,
+            retired: None,
             tolerance: tolerance(schedule.period()),
             schedule,
             coming: None,
@@ -155,6 +168,7 @@ impl Link {
             held: Queue::new(),
             ready: List::new(),
             origins: List::new(),
+            own_slots: 0,
             sides: List::new(),
             extra: None,
         }
@@ -170,6 +184,17 @@ impl Link {
         if self.turn_over() { skipped + self.schedule.skip_to(earliest) } else { skipped }
     }
 
+    /// Lets other slots come from `from` on.
+    pub(super) fn change_to(&mut self, schedule: Box<Schedule>, from: Nanos) {
+        self.retired = None;
+        self.coming = Some((from, schedule));
+    }
+
+    /// Whether what a peer says of this link's cells can be: it cannot have missed more than there were.
+    pub(super) const fn can_have_lost(&self, totals: LossTotals) -> bool {
+        totals.expected <= self.sealed && totals.received <= totals.expected
+    }
+
     /// Goes on to the next slot.
     pub(super) fn advance(&mut self) {
         self.schedule.advance();
@@ -179,9 +204,12 @@ impl Link {
     /// Begins the coming schedule where no old slot is left before it; true where it did.
     pub(super) fn turn_over(&mut self) -> bool {
         let deadline = self.schedule.deadline();
-        let Some((_, schedule)) = self.coming.take_if(|(from, _)| deadline >= *from) else { return false };
+        let Some((_, mut schedule)) = self.coming.take_if(|(from, _)| deadline >= *from) else {
+            return false;
+        };
         self.tolerance = tolerance(schedule.period());
-        self.schedule = *schedule;
+        std::mem::swap(&mut self.schedule, &mut *schedule);
+        self.retired = Some(schedule);
         true
     }
 }
@@ -191,6 +219,11 @@ impl Link {
 pub(super) fn sealed_ahead(schedule: &Schedule, lead: Nanos) -> usize {
     let span = tolerance(schedule.period()) + lead + wheel::TICK;
     usize::try_from(schedule.most_within(span)).unwrap_or(usize::MAX).saturating_add(1)
+}
+
+/// After how long a link is silent whose peer may have slots like these: some slots, where they are few.
+pub(super) fn silence(least: Nanos, schedule: &Schedule) -> Nanos {
+    least.max(Nanos(schedule.period().0.saturating_mul(SILENT_SLOTS)))
 }
 
 /// How late a cell may still go. A property of the class alone, so that it tells nothing of payload.
@@ -218,6 +251,22 @@ mod tests {
         assert_eq!(beyond, [1, 1, 3, 0, 1], "six in all, of which five came");
     }
 
+    #[test]
+    fn a_peer_cannot_have_missed_what_was_not_sealed() {
+        let schedule = Schedule::new(Law::Constant, 1000, Nanos(0), [1; 32]);
+        let mut link = Link::new(schedule, &Limits::default(), Nanos(0));
+        link.sealed = 100;
+        for (expected, received, can_be) in
+            [(100, 0, true), (100, 100, true), (101, 0, false), (50, 51, false), (u64::MAX, 0, false)]
+        {
+            assert_eq!(
+                link.can_have_lost(LossTotals { expected, received }),
+                can_be,
+                "{expected} {received}"
+            );
+        }
+    }
+
     proptest! {
         /// Slots before the boundary are the old law's and those behind it the new one's, with neither a burst nor a
         /// gap at the boundary, however late a worker comes.
@@ -229,7 +278,7 @@ mod tests {
             let start = Nanos(1_000_000_000);
             let from = start + Nanos(after);
             let plain = |law, rate, start| Schedule::new(law, rate, start, seed);
-            let mut link = Link::new(plain(law(was_jittered), old, start), Nanos(200_000), start);
+            let mut link = Link::new(plain(law(was_jittered), old, start), &Limits::default(), start);
             link.coming = Some((from, Box::new(plain(law(is_jittered), new, from))));
             link.turn_over();
             let (mut before, mut behind) = (plain(law(was_jittered), old, start), plain(law(is_jittered), new, from));

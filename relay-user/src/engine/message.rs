@@ -37,6 +37,14 @@ pub enum Command {
         /// The new slots, laid down from `from` on.
         schedule: Box<Schedule>,
     },
+    /// Makes room for the slots of a class that a link may come to have, so that nothing is allocated when it does; the
+    /// peer may have it as well, so that the link is silent only after some of its slots. Only its length counts.
+    Expect {
+        /// Link number.
+        link: u32,
+        /// Slots of the class.
+        schedule: Box<Schedule>,
+    },
     /// Sends the peer how many of its cells were expected and came since the link was added, in the next slot.
     ReportLoss {
         /// Link number.
@@ -146,6 +154,14 @@ pub enum Command {
         /// Fill every free slot.
         cover: bool,
     },
+    /// Gives a circuit of this client one slot in so many of its link, whatever other circuits have to send: what it has
+    /// tells nothing of theirs. Where it does not fill its slot, that is theirs. 0 and 1 let it take turns with them.
+    SetShare {
+        /// Circuit number.
+        circuit: u32,
+        /// One slot in so many.
+        one_in: u32,
+    },
     /// Closes a circuit and tells both neighbours.
     CloseCircuit {
         /// Circuit number.
@@ -173,6 +189,7 @@ impl Command {
             Self::AddLink { link, .. }
             | Self::SetExtra { link, .. }
             | Self::SetSchedule { link, .. }
+            | Self::Expect { link, .. }
             | Self::ReportLoss { link }
             | Self::RemoveLink { link }
             | Self::SendCell { link, .. } => Home::Link(*link),
@@ -185,6 +202,7 @@ impl Command {
             | Self::SendExtend { circuit, .. }
             | Self::AddHop { circuit, .. }
             | Self::SetCover { circuit, .. }
+            | Self::SetShare { circuit, .. }
             | Self::CloseCircuit { circuit, .. } => Home::Circuit(*circuit),
         }
     }

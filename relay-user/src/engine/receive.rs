@@ -7,7 +7,7 @@ use super::{DropReason, Edge, Engine, Event, body_mut, put_header, relay_header}
 use crate::xsk::Frame;
 use relay_common::wire::{
     BODY_OFFSET, CIRCUIT_HEADER_LEN, CircuitHeader, Command, DestroyReason, FLAG_CIRCUIT_COVER, HopCommand,
-    LINK_HEADER_LEN, LayerFields, LinkHeader, layer_len,
+    LINK_HEADER_LEN, LayerFields, LinkHeader, LossTotals, layer_len,
 };
 use std::net::SocketAddr;
 
@@ -107,6 +107,9 @@ impl Engine {
                         let _ = self.dummy.forward.open_layer(header.hop_seq, &mut body[..layer_len(0)]);
                     }
                 }
+                Some(Command::Loss) if !self.may_report(link, &mut frame) => {
+                    self.counters.drop(DropReason::FalseReport);
+                }
                 Some(command) if command.is_link() => {
                     self.raise(Event::LinkControl { link, command, frame });
                 }
@@ -144,6 +147,12 @@ impl Engine {
             (Some(_), None) => self.counters.drop(DropReason::UnknownCircuit),
             (None, None) => self.counters.drop(DropReason::UnknownCommand),
         }
+    }
+
+    fn may_report(&self, number: u32, frame: &mut Frame) -> bool {
+        let totals = body_mut(frame).and_then(|body| body.first_chunk()).map(LossTotals::decode);
+        let link = self.links.get(number as usize).and_then(Option::as_ref);
+        link.zip(totals).is_some_and(|(link, totals)| link.can_have_lost(totals))
     }
 
     /// The peer still sends on a circuit that is gone: our DESTROY was lost. One at a time, and only where nothing else

@@ -1,6 +1,6 @@
 //! Slots: what is sealed for them ahead of time, and what leaves at them.
 
-use super::circuit::{Direction, Role};
+use super::circuit::{Circuit, Direction, Role};
 use super::departure::{Content, Departure, Outlet, Plain};
 use super::extra::MAX_MACHINES;
 use super::link::ControlCell;
@@ -94,7 +94,7 @@ impl Engine {
         let horizon = now + self.limits.lead + wheel::TICK;
         let Some(Some(link)) = self.links.get_mut(number as usize) else { return 1 };
         let sender = link.sender;
-        if now.since(link.last_received) > self.limits.silence && !link.reported_silent {
+        if now.since(link.last_received) > link.silence && !link.reported_silent {
             link.reported_silent = raise_silent(&mut self.events, number);
         }
         let earliest = Nanos(now.0.saturating_sub(link.tolerance.0));
@@ -132,19 +132,32 @@ impl Engine {
             let tolerance = link.tolerance;
             let Some(extra) = &mut link.extra else { return };
             let Some(deadline) = extra.next_cell(now + self.limits.lead, now) else { return };
-            let Some(frame) = self.sealed_cover(sender, now, pool) else { return };
+            let Some(frame) = self.sealed_cover(number, sender, now, pool) else { return };
             let (latest, content) = (deadline + tolerance, Content::Cover);
             self.extras += 1;
             self.put_due(Due { deadline, latest, link: number, content, extra: true, frame });
         }
     }
 
-    fn sealed_cover(&mut self, sender: Option<u32>, now: Nanos, pool: &mut FramePool) -> Option<Frame> {
+    fn sealed_cover(
+        &mut self,
+        number: u32,
+        sender: Option<u32>,
+        now: Nanos,
+        pool: &mut FramePool,
+    ) -> Option<Frame> {
         let session = self.sessions.get(sender?).filter(|session| !session.is_expired(now));
         session?;
         let mut frame = take_cell(pool, &mut self.counters)?;
-        self.sessions.get_mut(sender?)?.seal(frame.cell_mut()?);
+        self.seal(number, sender?, &mut frame)?;
         Some(frame)
+    }
+
+    #[inline]
+    fn seal(&mut self, number: u32, sender: u32, frame: &mut Frame) -> Option<()> {
+        self.links.get_mut(number as usize)?.as_mut()?.sealed += 1;
+        self.sessions.get_mut(sender)?.seal(frame.cell_mut()?);
+        Some(())
     }
 
     /// Slots of one link may come close together but never out of order; across links the order is the wheel's, exact
@@ -184,7 +197,7 @@ impl Engine {
             Some(chosen) => chosen,
             None => (take_cell(pool, &mut self.counters)?, Content::Cover),
         };
-        self.sessions.get_mut(sender)?.seal(frame.cell_mut()?);
+        self.seal(number, sender, &mut frame)?;
         Some((frame, content))
     }
 
@@ -231,15 +244,34 @@ impl Engine {
             }
             return Some((frame, content));
         }
-        for _ in 0..link.origins.len() {
-            let link = self.links.get_mut(number as usize)?.as_mut()?;
-            let turn = self.turns.pop_front(&mut link.origins)?;
-            self.turns.push_back(&mut link.origins, turn);
-            if let Some(chosen) = self.origin_cell(Self::side_of(turn).0, now, pool, edge) {
-                return Some(chosen);
+        link.own_slots = link.own_slots.wrapping_add(1);
+        let slot = link.own_slots;
+        // First those whose slot it is: what they get must not depend on what others have.
+        for shared in [true, false] {
+            let count = self.links.get(number as usize)?.as_ref()?.origins.len();
+            for _ in 0..count {
+                let link = self.links.get_mut(number as usize)?.as_mut()?;
+                let turn = self.turns.pop_front(&mut link.origins)?;
+                self.turns.push_back(&mut link.origins, turn);
+                let circuit = Self::side_of(turn).0;
+                if self.may_have(circuit, slot, shared)
+                    && let Some(chosen) = self.origin_cell(circuit, now, pool, edge)
+                {
+                    return Some(chosen);
+                }
             }
         }
         None
+    }
+
+    /// Whether a circuit that begins here may have this slot, as one with a share of its own or without.
+    fn may_have(&self, circuit: u32, slot: u32, shared: bool) -> bool {
+        match self.circuits.get(circuit as usize).and_then(Option::as_deref) {
+            Some(Circuit { role: Role::Origin(origin), .. }) if origin.one_in > 1 => {
+                shared && slot.is_multiple_of(origin.one_in)
+            }
+            _ => !shared,
+        }
     }
 
     /// The oldest control cell of a link.

@@ -94,13 +94,14 @@ pub struct AuditState {
 }
 
 impl AuditState {
-    /// Two workers' together.
+    /// Two workers' together: of their latest breaches the larger.
     #[must_use]
     pub fn join(self, other: Self) -> Self {
+        let breaches = self.last.into_iter().chain(other.last);
         Self {
             epochs: self.epochs + other.epochs,
             breaches: self.breaches + other.breaches,
-            last: self.last.or(other.last),
+            last: breaches.max_by(|one, other| one.at_least.total_cmp(&other.at_least)),
         }
     }
 }

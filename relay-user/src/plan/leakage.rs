@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::engine::time::Nanos;
-use crate::rates::{ClassNumber, Epochs, Plan};
+use crate::rates::{ClassNumber, Epochs, Plan, Policy, SECONDS_PER_DAY};
 
 /// A bound on what changes of class tell.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -29,7 +29,11 @@ impl Leakage {
         Self {
             policy: plan.policy.name().to_owned(),
             classes: u32::try_from(classes.len()).unwrap_or(u32::MAX),
-            opportunities_per_day: if classes.len() > 1 { 86_400.0 / seconds } else { 0.0 },
+            opportunities_per_day: match &plan.policy {
+                Policy::Scheduled(table) if plan.ladder.is_empty() => table.changes() as f64,
+                _ if classes.len() > 1 => f64::from(SECONDS_PER_DAY) / seconds,
+                _ => 0.0,
+            },
             bits_per_day: plan.bits_per_day(epochs),
         }
     }
@@ -62,6 +66,20 @@ impl Leakage {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rates::{DayTable, LossRules};
+
+    #[test]
+    fn hours_are_as_many_opportunities_as_the_document_has_changes() {
+        let [day, night] = [ClassNumber(0), ClassNumber(1)];
+        let table = DayTable::new(vec![(0, night), (7 * 3600, day), (12 * 3600, day), (22 * 3600, night)]);
+        let policy = Policy::Scheduled(table.unwrap());
+        let mut plan = Plan { policy, ladder: vec![], loss: LossRules::default(), rates: vec![100, 50] };
+        let epochs = Epochs::new(900);
+        let opportunities = |plan: &Plan| Leakage::of_link(plan, epochs).opportunities_per_day.round();
+        assert!((opportunities(&plan) - 2.0).abs() < 1e-9);
+        plan.ladder = vec![night];
+        assert!((opportunities(&plan) - 96.0).abs() < 1e-9, "each boundary may bring a step");
+    }
 
     #[test]
     fn a_bound_is_a_line() {

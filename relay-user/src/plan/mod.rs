@@ -241,11 +241,12 @@ fn of_clients<'a>(network: &'a NetworkDocument, base: &'a str) -> Vec<Class> {
     let hours = clients.into_iter().flat_map(|clients| &clients.hours).map(|hour| &hour.class);
     let chosen = clients.and_then(|clients| clients.adaptive.as_ref());
     let chosen = chosen.into_iter().flat_map(|adaptive| &adaptive.classes);
-    let names = std::iter::once(base).chain(hours.chain(chosen).map(String::as_str));
+    let lower = clients.into_iter().flat_map(|clients| &clients.lower);
+    let names = std::iter::once(base).chain(hours.chain(chosen).chain(lower).map(String::as_str));
     names.filter_map(|name| network.classes.get(name).copied()).collect()
 }
 
-/// What a lane has for circuits in its trunk's slowest class, and what one takes in its client's fastest.
+/// What a lane has for circuits in its trunk's slowest class, steps for loss included, and what one takes in its client's fastest.
 #[derive(Clone, Copy, Debug)]
 struct Room {
     usable: u32,
@@ -257,7 +258,7 @@ impl Room {
     fn of(network: &NetworkDocument, trunk: &Trunk, clients: &[Class]) -> Self {
         let hours = trunk.hours.iter().map(|hour| &hour.class);
         let names: Vec<&String> = if trunk.hours.is_empty() { vec![&trunk.class] } else { hours.collect() };
-        let classes = names.into_iter().filter_map(|name| network.classes.get(name));
+        let classes = names.into_iter().chain(&trunk.lower).filter_map(|name| network.classes.get(name));
         let laws = || clients.iter().map(|client| client.schedule);
         let usable = classes.map(|class| class.schedule.usable_by_any(class.rate, laws()));
         Self {
@@ -375,7 +376,12 @@ fn extras(config: &ClientConfig) -> impl Iterator<Item = &'static str> {
         "leakage: not bounded. Maybenot machines send by the payload; bandwidth counts none of their cells",
     );
     let decoys = config.decoys.is_some().then_some(
-        "goodput: half as much while a decoy circuit is busy, and each reserves the class's rate on the trunks once more",
+        if config.cover == Cover::Circuit {
+            "goodput: half as much while there is a decoy circuit, and each reserves the class's rate on the trunks once more"
+        } else {
+            "goodput: three quarters of it while a decoy circuit is busy, and each reserves the class's rate on the trunks \
+             once more"
+        },
     );
     machines.into_iter().chain(decoys)
 }
@@ -384,9 +390,11 @@ fn notes() -> Vec<&'static str> {
     vec![
         "latency: what slots add, by trial, the path's own cover included; without wires, processing and other payload; a \
          worker sends at multiples of 8 µs, of 32 µs where the kernel copies",
-        "bandwidth, latency, cores: in the class that is named; circuits: in the trunk's slowest and the clients' fastest",
+        "bandwidth, latency, cores: in the class that is named; circuits: in the trunk's slowest, steps for loss \
+         included, and the clients' fastest",
         "bandwidth: handshakes, rekeys and control travel in the same slots and add nothing",
         "cores: what cells take; TUN, NAT and an exit's packets come on top, and poll = \"busy\" takes its cores whole",
-        "leakage: of rates; that a node is on, and when, shows in any case",
+        "leakage: of rates; that a node is on, and when, shows in any case. Of a link that the breaker stops, 17 bits come on \
+         top, and one for each boundary that a node misses: the ledger in the status enters both",
     ]
 }

@@ -6,6 +6,10 @@ const RELAYS: [(&str, &str); 3] = [("entry", "192.0.2.1"), ("middle", "192.0.2.2
 
 /// Entry, middle and exit in a row, with these two classes.
 fn network(clients: &str, trunks: &str) -> NetworkDocument {
+    NetworkDocument::parse_unverified(Path::new("network.toml"), &network_text(clients, trunks)).unwrap()
+}
+
+fn network_text(clients: &str, trunks: &str) -> String {
     let mut text = format!(
         "version = 1\nepoch = 3\nvalid_from = \"2026-01-01T00:00:00Z\"\nvalid_until = \"2027-01-01T00:00:00Z\"\n\
          cell_len = 1360\nsuite = 1\n[classes.standard]\n{clients}\n[classes.trunk]\n{trunks}\n"
@@ -19,7 +23,7 @@ fn network(clients: &str, trunks: &str) -> NetworkDocument {
     for pair in ["[\"entry\", \"middle\"]", "[\"middle\", \"exit\"]"] {
         text += &format!("[[trunks]]\nbetween = {pair}\nclass = \"trunk\"\nlanes = 2\n");
     }
-    NetworkDocument::parse_unverified(Path::new("network.toml"), &text).unwrap()
+    text
 }
 
 fn usual() -> NetworkDocument {
@@ -154,6 +158,23 @@ fn a_choice_of_classes_is_bounded_in_bits() {
     assert!(client(&network, "circuit").leakage.bits_per_day.abs() < 1e-12);
     // Circuits are counted in the clients' fastest class.
     assert_eq!(relay(&network, "entry", 1).unwrap().links[0].circuits, Some(2));
+}
+
+#[test]
+fn steps_for_loss_take_room_for_circuits() {
+    let lower = |rate: u32| {
+        let trunks = format!(
+            "rate = 4000\nschedule = \"constant\"\n[classes.low]\nrate = {rate}\nschedule = \"constant\"\n\
+                              [clients]\nclass = \"standard\""
+        );
+        let text = network_text("rate = 1500\nschedule = \"jittered\"", &trunks);
+        text.replace("lanes = 2\n", "lanes = 2\nlower = [\"low\"]\n")
+    };
+    let read = |text: &str| NetworkDocument::parse_unverified(Path::new("network.toml"), text);
+    let network = read(&lower(1800)).unwrap();
+    // 4000 cells would be two circuits on each of two lanes; 1800 are one.
+    assert_eq!(relay(&network, "entry", 2).unwrap().links[0].circuits, Some(2));
+    assert_eq!(read(&lower(1500)).unwrap_err().key.as_deref(), Some("trunks.lower"));
 }
 
 #[test]

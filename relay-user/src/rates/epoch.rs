@@ -6,6 +6,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 /// Seconds of a day of Unix time.
 pub const SECONDS_PER_DAY: u32 = 86_400;
 
+/// How long before a boundary a choice is made, at most; a quarter of an epoch where that is shorter.
+const CHOICE_LEAD: u64 = 10 * Nanos::SECOND.0;
+/// How often what is told is told: each time a quarter of the lead later.
+pub const TELLINGS: u64 = 3;
+/// How long before a boundary the class is decided, at most; a twentieth of an epoch where that is shorter.
+const DECISION_LEAD: u64 = Nanos::SECOND.0;
+
 /// Nanoseconds since 1970-01-01T00:00:00Z, leap seconds not counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Unix(pub u64);
@@ -68,6 +75,27 @@ impl Epochs {
         at.0 / self.length
     }
 
+    /// How long before a boundary a choice is made, a step for loss decided, and both first told.
+    pub fn choice_lead(self) -> Nanos {
+        Nanos(CHOICE_LEAD.min(self.length / 4))
+    }
+
+    /// How long before it what was chosen is told for the `number`th time, from 0.
+    pub fn telling(self, number: u64) -> Nanos {
+        let lead = self.choice_lead().0;
+        Nanos(lead.saturating_sub(number * (lead / 4)))
+    }
+
+    /// How long before it the class is decided, and the engine told.
+    pub fn decision_lead(self) -> Nanos {
+        Nanos(DECISION_LEAD.min(self.length / 20))
+    }
+
+    /// From the last telling to the decision: by how much the peer's clock may be ahead and the cell under way, together.
+    pub fn margin(self) -> Nanos {
+        self.telling(TELLINGS - 1).since(self.decision_lead())
+    }
+
     /// When epoch `number` begins.
     pub const fn start(self, number: u64) -> Unix {
         Unix(number.saturating_mul(self.length))
@@ -94,6 +122,19 @@ mod tests {
         assert_eq!(Unix(5_100).on_clock(now, there), Nanos(170));
         assert_eq!(Unix(4_990).on_clock(now, there), Nanos(60));
         assert_eq!(Unix(1).on_clock(now, there), Nanos(0));
+    }
+
+    #[test]
+    fn what_is_told_is_told_well_before_it_is_decided() {
+        let second = |nanos: Nanos| nanos.0 as f64 / 1e9;
+        let leads = |seconds| {
+            let epochs = Epochs::new(seconds);
+            let tellings = [0, 1, 2].map(|number| second(epochs.telling(number)));
+            (tellings, second(epochs.decision_lead()), second(epochs.margin()))
+        };
+        assert_eq!(leads(3600), ([10.0, 7.5, 5.0], 1.0, 4.0));
+        assert_eq!(leads(40), ([10.0, 7.5, 5.0], 1.0, 4.0));
+        assert_eq!(leads(10), ([2.5, 1.875, 1.25], 0.5, 0.75));
     }
 
     proptest! {

@@ -2,7 +2,7 @@
 
 use super::{
     Bound, Breaker, Cause, ClassNumber, Epochs, Ledger, LossMeter, LossRules, Policy, SECONDS_PER_DAY,
-    StepDown,
+    StepDown, Unix,
 };
 use crate::engine::time::Nanos;
 use rand_core::Rng;
@@ -26,9 +26,27 @@ impl Plan {
         self.rates.get(usize::from(class.0)).copied().unwrap_or(0)
     }
 
-    /// The slowest rate that the policy gives: what a trunk has to offer to circuits that stay for hours.
+    /// All classes that a link may come to have, repeats included: those of the policy, and those that loss leads to.
+    pub fn classes(&self) -> Vec<ClassNumber> {
+        let mut classes = self.policy.classes();
+        classes.extend(&self.ladder);
+        classes
+    }
+
+    /// The slowest rate that a link may come to have: what a trunk has to offer to circuits that stay for hours.
     pub fn slowest(&self) -> u32 {
-        self.policy.classes().into_iter().map(|class| self.rate(class)).min().unwrap_or(0)
+        self.classes().into_iter().map(|class| self.rate(class)).min().unwrap_or(0)
+    }
+
+    /// Whether a link may ever come to have another class than its first.
+    pub fn may_change(&self) -> bool {
+        !matches!(self.policy, Policy::Fixed(_)) || !self.ladder.is_empty()
+    }
+
+    /// The class that a level leads to from that of the policy.
+    fn below(&self, by_policy: ClassNumber, level: usize) -> ClassNumber {
+        let below = level.checked_sub(1).and_then(|at| self.ladder.get(at));
+        below.map_or(by_policy, |&below| self.slower(by_policy, below))
     }
 
     /// The fastest rate that the policy gives: what a client's circuit may come to need.
@@ -84,6 +102,11 @@ pub struct Governor {
     coming: Option<(u64, ClassNumber)>,
     meter: LossMeter,
     steps: StepDown,
+    /// The last epoch whose step is decided.
+    stepped: u64,
+    /// The level that the peer's direction has, at the client's end, and what the peer said of a coming one.
+    followed: usize,
+    to_follow: Option<(u64, usize)>,
     breaker: Breaker,
 }
 
@@ -97,8 +120,61 @@ impl Governor {
             coming: None,
             meter: LossMeter::default(),
             steps: StepDown::default(),
+            stepped: epoch,
+            followed: 0,
+            to_follow: None,
             breaker: Breaker::default(),
         }
+    }
+
+    /// For a link that comes up again during `epoch`: it keeps its step and its last choice. Where `peer_forgets`, as an
+    /// entry forgets its clients, the peer begins in the policy's first class, and this end in the slower of both, so that
+    /// nothing comes faster than it can be answered.
+    #[must_use]
+    pub fn resumed(mut self, plan: &Plan, epochs: Epochs, epoch: u64, peer_forgets: bool) -> Self {
+        (self.meter, self.breaker) = (LossMeter::default(), Breaker::default());
+        (self.followed, self.to_follow) = (0, None);
+        // Within the last second of an epoch it begins in the class that is decided for the next.
+        if self.epoch != epoch + 1 {
+            self.anchor(epoch);
+            self.class = self.class_at(plan, epochs.start(epoch));
+        }
+        if peer_forgets {
+            self.class = plan.slower(self.class, plan.policy.class_at(epochs.start(epoch), None));
+        }
+        self
+    }
+
+    /// Notes that `current` runs. A boundary that passed without a decision, as while the host stood still, is lost: the
+    /// class stays until the next one, which everybody has together, and what was chosen for it counts from there on. How
+    /// late an end was shows then, so it is entered into the ledger. A clock that was set back loses nothing either.
+    pub fn keep_up(&mut self, plan: &Plan, epochs: Epochs, current: u64, ledger: &mut Ledger) {
+        let missed = current.saturating_sub(self.epoch);
+        if missed > 0 && plan.may_change() {
+            ledger.miss(epochs.start(current), missed);
+        }
+        if missed > 0 || self.epoch > current + 1 {
+            self.anchor(current);
+        }
+    }
+
+    fn anchor(&mut self, current: u64) {
+        self.epoch = current;
+        self.stepped = self.stepped.min(current + 1);
+        if let Some(coming) = self.coming.take_if(|(from, _)| *from <= current) {
+            self.chosen = Some(coming);
+        }
+        self.coming.take_if(|(from, _)| *from > current + 1);
+        self.chosen = self.chosen.map(|(from, class)| (from.min(current), class));
+        if let Some((_, level)) = self.to_follow.take_if(|(from, _)| *from <= current) {
+            self.followed = level;
+        }
+        self.to_follow.take_if(|(from, _)| *from > current + 1);
+    }
+
+    fn class_at(&self, plan: &Plan, start: Unix) -> ClassNumber {
+        let by_policy = plan.policy.class_at(start, self.chosen.map(|(_, class)| class));
+        plan.below(by_policy, self.steps.level().max(self.followed))
     }
 
     /// The class of the last epoch decided.
@@ -128,8 +204,7 @@ impl Governor {
         ledger: &mut Ledger,
     ) -> Option<ClassNumber> {
         let Policy::Adaptive { base, mechanism } = &plan.policy else { return None };
-        let done = self.coming.or(self.chosen).is_some_and(|(until, _)| until >= epoch);
-        if done || epoch <= self.epoch {
+        if self.has_choice_for(epoch) || epoch <= self.epoch {
             return None;
         }
         let before = self.chosen.map_or(*base, |(_, class)| class);
@@ -138,6 +213,11 @@ impl Governor {
         ledger.enter(epochs.start(epoch), Cause::Adaptive, bound, class != before);
         self.coming = Some((epoch, class));
         Some(class)
+    }
+
+    /// Whether a class was chosen for `epoch`, or for one behind it.
+    pub fn has_choice_for(&self, epoch: u64) -> bool {
+        self.coming.or(self.chosen).is_some_and(|(from, _)| from >= epoch)
     }
 
     /// Takes what the peer chose for `epoch`, which must lie ahead, and be the next one, and of the classes that may be
@@ -151,12 +231,45 @@ impl Governor {
         fits
     }
 
+    /// Takes what the peer says of the class that its own direction has for its loss from `epoch` on: one of the ladder's,
+    /// or the policy's. This direction goes with it, since a client that fills its slots is answered at its own rate, and
+    /// what the entry cannot pass on would be dropped. False, and no change, where it does not fit.
+    pub fn on_stepped(&mut self, plan: &Plan, epochs: Epochs, epoch: u64, class: ClassNumber) -> bool {
+        let place = plan.ladder.iter().position(|&step| step == class);
+        let policys = plan.policy.class_at(epochs.start(epoch), None) == class;
+        let level = place.map(|place| place + 1).or(policys.then_some(0));
+        match level.filter(|_| epoch == self.epoch + 1 && !plan.ladder.is_empty()) {
+            Some(level) => {
+                self.to_follow = Some((epoch, level));
+                true
+            }
+            None => false,
+        }
+    }
+
     /// Takes a report of the receiver: cells expected and received since the link came up. True where the breaker
     /// trips: the link must stop.
     pub fn on_report(&mut self, plan: &Plan, expected: u64, received: u64, now: Nanos) -> bool {
-        let Some(window) = self.meter.note(expected, received) else { return false };
+        let rates = plan.classes().into_iter().map(|class| plan.rate(class));
+        let fastest = rates.max().unwrap_or(0);
+        let Some(window) = self.meter.note_at(expected, received, fastest, now) else { return false };
         self.steps.note(window, &plan.loss);
         self.breaker.note(window, &plan.loss, now)
+    }
+
+    /// Ends the windows of loss of the epoch that runs, and decides the step of `epoch`; early enough to tell the peer of
+    /// it. Once for each: further calls say the same again. Returns the class that this direction has for its loss, the
+    /// policy's where it has none. Enters the opportunity into the ledger.
+    pub fn step(&mut self, plan: &Plan, epochs: Epochs, epoch: u64, ledger: &mut Ledger) -> ClassNumber {
+        let start = epochs.start(epoch);
+        if epoch > self.stepped && !plan.ladder.is_empty() {
+            let choices = self.steps.choices(plan.ladder.len());
+            let moved = self.steps.at_boundary(plan.ladder.len(), &plan.loss);
+            ledger.enter(start, Cause::Loss, Bound::of_choices(choices as usize), moved);
+        }
+        self.stepped = self.stepped.max(epoch);
+        let step = self.steps.level().checked_sub(1).and_then(|at| plan.ladder.get(at));
+        step.copied().unwrap_or_else(|| plan.policy.class_at(start, None))
     }
 
     /// Decides the class of `epoch`, which must lie behind the last one decided; to be called once for each boundary,
@@ -166,18 +279,18 @@ impl Governor {
         if let Some(coming) = self.coming.take_if(|(from, _)| *from <= epoch) {
             self.chosen = Some(coming);
         }
-        let by_policy = plan.policy.class_at(start, self.chosen.map(|(_, class)| class));
+        if let Some((_, level)) = self.to_follow.take_if(|(from, _)| *from <= epoch) {
+            self.followed = level;
+        }
         if matches!(plan.policy, Policy::Scheduled(_)) {
-            let before = plan.policy.class_at(epochs.start(self.epoch), None);
-            ledger.enter(start, Cause::Scheduled, Bound::NOTHING, by_policy != before);
+            let [before, then] =
+                [epochs.start(self.epoch), start].map(|start| plan.policy.class_at(start, None));
+            if then != before {
+                ledger.enter(start, Cause::Scheduled, Bound::NOTHING, true);
+            }
         }
-        if !plan.ladder.is_empty() {
-            let choices = self.steps.choices(plan.ladder.len());
-            let moved = self.steps.at_boundary(plan.ladder.len(), &plan.loss);
-            ledger.enter(start, Cause::Loss, Bound::of_choices(choices as usize), moved);
-        }
-        let below = self.steps.level().checked_sub(1).and_then(|at| plan.ladder.get(at));
-        let class = below.map_or(by_policy, |&below| plan.slower(by_policy, below));
+        self.step(plan, epochs, epoch, ledger);
+        let class = self.class_at(plan, start);
         let changed = class != self.class;
         (self.epoch, self.class) = (epoch, class);
         Decision { class, changed }
@@ -185,160 +298,4 @@ impl Governor {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::rates::{DayTable, Mechanism, Unix};
-    use proptest::prelude::*;
-    use rand_chacha::ChaCha8Rng;
-    use rand_core::SeedableRng;
-
-    const LOW: ClassNumber = ClassNumber(0);
-    const MID: ClassNumber = ClassNumber(1);
-    const HIGH: ClassNumber = ClassNumber(2);
-    const HOUR: u32 = 3600;
-
-    fn plan(policy: Policy, ladder: &[ClassNumber]) -> Plan {
-        Plan { policy, ladder: ladder.to_vec(), loss: LossRules::default(), rates: vec![100, 500, 1000] }
-    }
-
-    fn adaptive(epsilon: f64) -> Policy {
-        let mechanism = Mechanism::new(vec![(LOW, 100), (MID, 500), (HIGH, 1000)], epsilon).unwrap();
-        Policy::Adaptive { base: MID, mechanism }
-    }
-
-    struct Run {
-        plan: Plan,
-        governor: Governor,
-        ledger: Ledger,
-        epoch: u64,
-        totals: (u64, u64),
-    }
-
-    impl Run {
-        fn new(plan: Plan) -> Self {
-            let epochs = Epochs::new(HOUR);
-            let epoch = epochs.number(Unix::from_seconds(20_000 * 86_400));
-            let governor = Governor::new(&plan, epochs, epoch);
-            Self { plan, governor, ledger: Ledger::default(), epoch, totals: (0, 0) }
-        }
-
-        /// An epoch with so many lost of each thousand cells; returns the class of the next.
-        fn epoch(&mut self, lost: u64) -> ClassNumber {
-            for second in 0..20 {
-                self.totals = (self.totals.0 + 1000, self.totals.1 + 1000 - lost);
-                let (expected, received) = self.totals;
-                let tripped =
-                    self.governor.on_report(&self.plan, expected, received, Nanos(second * Nanos::SECOND.0));
-                assert!(!tripped || lost > 200);
-            }
-            self.epoch += 1;
-            let decision = self.governor.decide(&self.plan, Epochs::new(HOUR), self.epoch, &mut self.ledger);
-            assert_eq!(decision.class, self.governor.class());
-            decision.class
-        }
-
-        fn bits(&self) -> f64 {
-            self.ledger.summary(Epochs::new(HOUR).start(self.epoch)).bits_since_start
-        }
-    }
-
-    #[test]
-    fn a_fixed_class_stays_and_tells_nothing() {
-        let mut run = Run::new(plan(Policy::Fixed(HIGH), &[]));
-        assert!([0, 30, 900].into_iter().all(|lost| run.epoch(lost) == HIGH));
-        assert_eq!((run.bits(), run.plan.bits_per_epoch()), (0.0, 0.0));
-        assert_eq!(run.ledger.summary(Unix(0)).opportunities, 0);
-    }
-
-    #[test]
-    fn loss_lowers_the_class_and_is_entered_whatever_it_does() {
-        let mut run = Run::new(plan(Policy::Fixed(HIGH), &[MID, LOW]));
-        let classes: Vec<_> = [0, 30, 30, 0, 0, 0, 0, 0].into_iter().map(|lost| run.epoch(lost)).collect();
-        assert_eq!(classes, [HIGH, MID, LOW, LOW, LOW, LOW, MID, MID]);
-        // Two choices at either end of the ladder, three in the middle.
-        let expected = 6.0 + 2.0 * 3.0_f64.log2();
-        assert!((run.bits() - expected).abs() < 1e-5, "{}", run.bits());
-        assert!(run.bits() <= 8.0 * run.plan.bits_per_epoch());
-    }
-
-    #[test]
-    fn the_slower_of_hour_and_loss_counts() {
-        let table = DayTable::new(vec![(0, HIGH), (2 * HOUR, LOW), (4 * HOUR, HIGH)]).unwrap();
-        let mut run = Run::new(plan(Policy::Scheduled(table), &[MID]));
-        let classes: Vec<_> = [30, 0, 0, 0, 0].into_iter().map(|lost| run.epoch(lost)).collect();
-        assert_eq!(classes, [MID, LOW, LOW, MID, HIGH]);
-        assert_eq!(run.ledger.summary(Unix(0)).bits_by_demand, 0.0);
-    }
-
-    #[test]
-    fn the_breaker_is_asked_at_each_report() {
-        let plan = plan(Policy::Fixed(HIGH), &[]);
-        let mut governor = Governor::new(&plan, Epochs::new(HOUR), 5);
-        let trips: Vec<u64> = (0..20)
-            .filter(|&s| governor.on_report(&plan, 100 * (s + 1), 70 * (s + 1), Nanos(s * Nanos::SECOND.0)))
-            .collect();
-        assert_eq!(trips, [10]);
-    }
-
-    #[test]
-    fn a_choice_is_made_once_an_epoch_and_counts_from_it_on() {
-        let plan = plan(adaptive(16.0), &[]);
-        let epochs = Epochs::new(HOUR);
-        let mut governor = Governor::new(&plan, epochs, 5);
-        assert_eq!(governor.class(), MID);
-        let (mut ledger, mut rng) = (Ledger::default(), ChaCha8Rng::from_seed([1; 32]));
-        // At this ε the choice is the one that is asked for, but for one in millions.
-        assert_eq!(governor.choose(&plan, epochs, 6, || 900, &mut rng, &mut ledger), Some(HIGH));
-        assert_eq!(governor.choose(&plan, epochs, 6, || 0, &mut rng, &mut ledger), None, "chosen already");
-        assert_eq!(governor.class(), MID, "not before the boundary");
-        assert_eq!(governor.decide(&plan, epochs, 6, &mut ledger), Decision { class: HIGH, changed: true });
-        assert_eq!(governor.choose(&plan, epochs, 6, || 0, &mut rng, &mut ledger), None, "it runs already");
-        assert_eq!(governor.choose(&plan, epochs, 7, || 0, &mut rng, &mut ledger), Some(LOW));
-        assert_eq!(governor.decide(&plan, epochs, 7, &mut ledger).class, LOW);
-        let summary = ledger.summary(epochs.start(7));
-        assert_eq!((summary.opportunities, summary.changes), (2, 2));
-        assert!((summary.bits_by_demand - 2.0 * 3.0_f64.log2()).abs() < 1e-5);
-        assert_eq!(summary.epsilon_since_start, 32.0);
-    }
-
-    #[test]
-    fn a_peers_choice_counts_for_the_next_epoch_only() {
-        let plan = plan(adaptive(1.0), &[]);
-        let epochs = Epochs::new(HOUR);
-        let (mut governor, mut ledger) = (Governor::new(&plan, epochs, 5), Ledger::default());
-        for (epoch, class, taken) in
-            [(5, LOW, false), (7, LOW, false), (6, ClassNumber(3), false), (6, LOW, true)]
-        {
-            assert_eq!(governor.on_chosen(&plan, epoch, class), taken, "{epoch} {class:?}");
-        }
-        assert_eq!(governor.decide(&plan, epochs, 6, &mut ledger).class, LOW);
-        assert_eq!(governor.decide(&plan, epochs, 7, &mut ledger).class, LOW, "until the next choice");
-        assert_eq!(ledger.summary(epochs.start(7)).opportunities, 0, "whoever chose has it in the books");
-        let fixed = self::plan(Policy::Fixed(HIGH), &[]);
-        assert!(!Governor::new(&fixed, epochs, 5).on_chosen(&fixed, 6, LOW));
-    }
-
-    proptest! {
-        /// Two runs whose demand differs in any way see the same boundaries, and no choice outside the mechanism's.
-        #[test]
-        fn the_ledger_does_not_depend_on_demand(
-            demands in prop::collection::vec((0u64..2000, 0u64..2000), 1..30), seed: [u8; 32],
-        ) {
-            let plan = plan(adaptive(0.7), &[]);
-            let epochs = Epochs::new(HOUR);
-            let mut bits = Vec::new();
-            for busy in [false, true] {
-                let (mut governor, mut ledger) = (Governor::new(&plan, epochs, 0), Ledger::default());
-                let mut rng = ChaCha8Rng::from_seed(seed);
-                for (epoch, (idle, used)) in (1..).zip(&demands) {
-                    let demand = if busy { *used } else { *idle };
-                    prop_assert!(governor.choose(&plan, epochs, epoch, || demand, &mut rng, &mut ledger).is_some());
-                    governor.decide(&plan, epochs, epoch, &mut ledger);
-                }
-                bits.push(ledger.summary(epochs.start(1)).bits_since_start);
-            }
-            prop_assert_eq!(bits[0], bits[1]);
-            prop_assert!((bits[0] - plan.bits_per_epoch() * demands.len() as f64).abs() < 1e-9);
-        }
-    }
-}
+mod tests;

@@ -34,6 +34,15 @@ impl Bound {
         Self { micro: micro(bits), micro_epsilon: micro(epsilon) }
     }
 
+    /// So many opportunities of this bound.
+    #[must_use]
+    pub const fn times(self, count: u64) -> Self {
+        Self {
+            micro: self.micro.saturating_mul(count),
+            micro_epsilon: self.micro_epsilon.saturating_mul(count),
+        }
+    }
+
     /// In bits.
     pub fn bits(self) -> f64 {
         whole(self.micro)
@@ -64,6 +73,14 @@ pub enum Cause {
     Adaptive,
     /// Loss of cells.
     Loss,
+    /// The breaker stopped a link: when, tells at most in which of the day's windows.
+    Breaker,
+    /// A boundary passed before its class was decided, or before a choice could be told: that it did shows.
+    Late,
+}
+
+impl Cause {
+    const COUNT: usize = 5;
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -93,7 +110,7 @@ pub struct Ledger {
     today: Sum,
     yesterday: Sum,
     worst: u64,
-    causes: [Tally; 3],
+    causes: [Tally; Cause::COUNT],
 }
 
 impl Ledger {
@@ -104,9 +121,16 @@ impl Ledger {
         self.today.add(bound);
         self.worst = self.worst.max(self.today.micro);
         let tally = &mut self.causes[cause as usize];
-        tally.opportunities += 1;
+        tally.opportunities = tally.opportunities.saturating_add(1);
         tally.changes += u64::from(changed);
         tally.bits.add(bound);
+    }
+
+    /// Enters boundaries that passed undecided, the last of them `at`: of each shows that it did.
+    pub fn miss(&mut self, at: Unix, boundaries: u64) {
+        self.enter(at, Cause::Late, Bound::of_choices(2).times(boundaries), false);
+        let late = &mut self.causes[Cause::Late as usize].opportunities;
+        *late = late.saturating_add(boundaries.saturating_sub(1));
     }
 
     fn turn_to(&mut self, at: Unix) {
@@ -126,7 +150,7 @@ impl Ledger {
             total.micro = total.micro.saturating_add(tally.bits.micro);
             total.micro_epsilon = total.micro_epsilon.saturating_add(tally.bits.micro_epsilon);
         }
-        let count = |of: fn(&Tally) -> u64| self.causes.iter().map(of).sum();
+        let count = |of: fn(&Tally) -> u64| self.causes.iter().map(of).fold(0, u64::saturating_add);
         let bits = |cause: Cause| whole(self.causes[cause as usize].bits.micro);
         LedgerSummary {
             bits_today: whole(turned.today.micro),
@@ -135,6 +159,8 @@ impl Ledger {
             bits_since_start: whole(total.micro),
             bits_by_demand: bits(Cause::Adaptive),
             bits_by_loss: bits(Cause::Loss),
+            bits_by_breaker: bits(Cause::Breaker),
+            bits_by_delay: bits(Cause::Late),
             epsilon_today: whole(turned.today.micro_epsilon),
             epsilon_since_start: whole(total.micro_epsilon),
             opportunities: count(|tally| tally.opportunities),
@@ -158,13 +184,18 @@ pub struct LedgerSummary {
     pub bits_by_demand: f64,
     /// Those of them that reactions to loss may have told.
     pub bits_by_loss: f64,
+    /// Those of them that stops by the breaker may have told.
+    pub bits_by_breaker: f64,
+    /// Those of them that boundaries may have told which this node missed.
+    pub bits_by_delay: f64,
     /// ε of today's choices together.
     pub epsilon_today: f64,
     /// ε of all choices together.
     pub epsilon_since_start: f64,
-    /// Boundaries at which a class could have changed, of all links together.
+    /// Times at which a class could have changed, of all links together: hours at which the document has another, choices,
+    /// steps for loss, stops, and boundaries that were missed.
     pub opportunities: u64,
-    /// Those at which it did.
+    /// Those at which it did, or at which a link was stopped.
     pub changes: u64,
 }
 
@@ -235,6 +266,19 @@ mod tests {
         ledger.enter(at(100, 0), Cause::Loss, Bound::of_choices(2), false);
         ledger.enter(at(99, 0), Cause::Loss, Bound::of_choices(2), false);
         assert_eq!(ledger.summary(at(100, 0)).bits_today, 2.0);
+    }
+
+    #[test]
+    fn boundaries_missed_cost_a_bit_each_and_a_stop_its_place_in_the_day() {
+        let mut ledger = Ledger::default();
+        ledger.miss(at(100, 0), 3);
+        ledger.enter(at(100, 5), Cause::Breaker, Bound::of_choices(86_401), true);
+        let summary = ledger.summary(at(100, 5));
+        assert_eq!((summary.bits_by_delay, summary.opportunities, summary.changes), (3.0, 4, 1));
+        assert!((summary.bits_by_breaker - 86_401_f64.log2()).abs() < 1e-5);
+        assert!((summary.bits_today - 3.0 - summary.bits_by_breaker).abs() < 1e-9);
+        ledger.miss(at(101, 0), u64::MAX);
+        assert!(ledger.summary(at(101, 0)).bits_today > 1e12, "saturates, and does not wrap");
     }
 
     proptest! {

@@ -3,8 +3,12 @@
 //! A receiver counts how far the counters of authentic cells have come and how many came. It tells the sender both
 //! totals once in a while, in a cell of the link. Totals, not differences: a report that is lost costs nothing but time.
 
+use crate::engine::time::Nanos;
+
 /// Cells that a window must have: of fewer, a single one would be a large share.
 const MIN_CELLS: u64 = 32;
+/// How long cells may be under way, or a whole direction dead, before the link is down for its silence.
+const SLACK: Nanos = Nanos(3 * Nanos::SECOND.0);
 /// A share is so many millionths.
 const WHOLE: u32 = 1_000_000;
 
@@ -50,9 +54,24 @@ impl LossWindow {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LossMeter {
     last: (u64, u64),
+    /// When the last report came.
+    heard: Option<Nanos>,
 }
 
 impl LossMeter {
+    /// As [`Self::note`], for a report that comes at `now` about a link of at most `rate` cells per second. What it tells of
+    /// more cells than can have been sent since the last one, cells on their way and machines' included, is no window:
+    /// nobody saves cells up to lose them all at once.
+    pub fn note_at(&mut self, expected: u64, received: u64, rate: u32, now: Nanos) -> Option<LossWindow> {
+        let since = self.heard.replace(now).map_or(Nanos(0), |heard| now.since(heard)) + SLACK;
+        let sent = 2 * u128::from(rate) * u128::from(since.0) / u128::from(Nanos::SECOND.0);
+        if u128::from(expected.saturating_sub(self.last.0)) > sent {
+            self.last = (expected, received.min(expected));
+            return None;
+        }
+        self.note(expected, received)
+    }
+
     /// Takes a report: cells expected and received since the link came up. Gives a window once it has enough cells.
     /// Totals that cannot follow the last ones are a new link's and begin anew.
     pub fn note(&mut self, expected: u64, received: u64) -> Option<LossWindow> {
@@ -177,6 +196,21 @@ mod tests {
         assert_eq!(meter.note(50, 50), None, "another link");
         assert_eq!(meter.note(150, 150), Some(LossWindow { expected: 100, missing: 0 }));
         assert_eq!(meter.note(250, 260), None, "more than were sent");
+    }
+
+    #[test]
+    fn cells_are_not_saved_up_to_be_lost_at_once() {
+        let at = |second: u64| Nanos(second * Nanos::SECOND.0);
+        let mut meter = LossMeter::default();
+        assert_eq!(meter.note_at(20, 20, 100, at(0)), None, "too few cells");
+        // An hour in which the peer says of the cells nothing, and then that they did not come.
+        (1..3600).for_each(|second| assert_eq!(meter.note_at(20, 20, 100, at(second)), None));
+        assert_eq!(meter.note_at(360_000, 20, 100, at(3600)), None);
+        let honest = LossWindow { expected: 100, missing: 1 };
+        assert_eq!(meter.note_at(360_100, 119, 100, at(3601)), Some(honest), "and goes on from there");
+        // A direction that was dead for two seconds, and a report that was lost.
+        let late = LossWindow { expected: 400, missing: 200 };
+        assert_eq!(meter.note_at(360_500, 319, 100, at(3603)), Some(late));
     }
 
     proptest! {

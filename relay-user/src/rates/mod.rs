@@ -23,7 +23,7 @@ mod policy;
 pub use adaptive::{BadMechanism, MAX_EPSILON, Mechanism};
 pub use breaker::Breaker;
 pub use demand::DemandMeter;
-pub use epoch::{Epochs, SECONDS_PER_DAY, Unix};
+pub use epoch::{Epochs, SECONDS_PER_DAY, TELLINGS, Unix};
 pub use governor::{Decision, Governor, Plan};
 pub use ledger::{Bound, Cause, Ledger, LedgerSummary};
 pub use loss::{LossMeter, LossRules, LossWindow, StepDown};

@@ -26,6 +26,12 @@ impl DayTable {
         past.or(self.entries.last()).map_or(ClassNumber(0), |&(_, class)| class)
     }
 
+    /// Times of the day at which another class begins.
+    pub fn changes(&self) -> usize {
+        let before = self.entries.iter().cycle().skip(self.entries.len() - 1);
+        self.entries.iter().zip(before).filter(|((_, class), (_, before))| class != before).count()
+    }
+
     /// The classes in the table, repeats included.
     pub fn classes(&self) -> impl Iterator<Item = ClassNumber> {
         self.entries.iter().map(|&(_, class)| class)
@@ -103,6 +109,14 @@ mod tests {
         ] {
             assert_eq!(table.class_at(moment), class, "{moment:?}");
         }
+    }
+
+    #[test]
+    fn only_another_class_is_a_change() {
+        let changes = |entries: &[(u32, ClassNumber)]| DayTable::new(entries.to_vec()).unwrap().changes();
+        assert_eq!(changes(&[(0, DAY)]), 0);
+        assert_eq!(changes(&[(0, DAY), (60, NIGHT)]), 2);
+        assert_eq!(changes(&[(0, DAY), (60, DAY), (120, NIGHT), (180, DAY)]), 2);
     }
 
     #[test]

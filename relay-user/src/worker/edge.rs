@@ -31,6 +31,7 @@ pub struct ClientSide {
     reassembler: Reassembler,
     circuit: Option<u32>,
     last_delivery: Nanos,
+    last_of_decoys: Nanos,
 }
 
 /// An exit's TUN, and the packets of each circuit that ends here.
@@ -62,6 +63,7 @@ impl NodeEdge {
             reassembler,
             circuit: None,
             last_delivery: Nanos(0),
+            last_of_decoys: Nanos(0),
         }))
     }
 
@@ -147,6 +149,16 @@ impl NodeEdge {
     }
 }
 
+impl NodeEdge {
+    /// When a cell last came to a client's decoy.
+    pub(super) fn last_of_decoys(&self) -> Nanos {
+        match self {
+            Self::Client(side) => side.last_of_decoys,
+            _ => Nanos(0),
+        }
+    }
+}
+
 impl Edge for NodeEdge {
     fn deliver(&mut self, circuit: u32, seq: u64, data: &[u8; DATA_LEN], block_offset: u16, now: Nanos) {
         match self {
@@ -157,6 +169,8 @@ impl Edge for NodeEdge {
                     *last_delivery = now;
                     reassembler
                         .accept(seq, data, block_offset, &mut |kind, packet| tun.deliver(kind, packet));
+                } else if circuit >= OWN_CIRCUITS {
+                    side.last_of_decoys = now;
                 }
             }
             Self::Exit(side) => {

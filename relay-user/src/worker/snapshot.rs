@@ -26,6 +26,8 @@ pub struct Totals {
     pub payload: [u64; 2],
     /// When a cell last came to a client's circuit; zero before.
     pub last_delivery: Nanos,
+    /// When a cell last came to one of its decoys; zero before.
+    pub last_of_decoys: Nanos,
     /// What the worker found of its own emission times.
     pub audit: AuditState,
 }

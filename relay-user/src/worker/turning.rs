@@ -289,6 +289,7 @@ impl<P: Port> Turning<P> {
             edge: self.edge.drops(),
             payload: self.edge.payload(),
             last_delivery: self.edge.last_delivery(),
+            last_of_decoys: self.edge.last_of_decoys(),
             audit: self.watch.state(),
         });
     }

@@ -61,3 +61,60 @@ fn packets_pass_beside_a_decoy_and_the_wire_shows_neither() {
         assert!(idle == egress(quiet, packets), "quiet {quiet}, packets {packets}: the observer can tell");
     }
 }
+
+/// When the decoy's cells come to the exit, and the client's own count of cells there, over two seconds in which the client
+/// without circuit cover sends packets or none.
+fn beside_packets(one_in: u32, packets: bool) -> (Vec<u64>, usize) {
+    let mut net = with_decoy(23);
+    net.command(CLIENT, Command::SetShare { circuit: DECOY, one_in });
+    // The decoy was built last.
+    let [own, decoy] = net.nodes[EXIT].edge.open_circuits()[..] else { panic!("two circuits end here") };
+    net.run(300 * MS);
+    let from = net.now;
+    for at in 0..2000 {
+        if packets {
+            send_both(&mut net, 2 * at, 1200);
+        }
+        net.run(MS);
+    }
+    let times = |circuit: u32| -> Vec<u64> {
+        let all = net.nodes[EXIT].edge.times.get(&circuit).cloned().unwrap_or_default();
+        all.into_iter().filter(|&at| at >= from).collect()
+    };
+    (times(decoy), times(own).len())
+}
+
+#[test]
+fn what_a_decoy_shows_does_not_depend_on_packets() {
+    let (idle, none) = beside_packets(4, false);
+    let (busy, own) = beside_packets(4, true);
+    assert!(idle.len().abs_diff(750) <= 5, "one slot in four: {}", idle.len());
+    // The same slots of the client's link. Here both circuits share the trunks behind it too, where one waits for the other.
+    assert_eq!(idle.len(), busy.len());
+    assert!(idle.iter().zip(&busy).all(|(one, other)| one.abs_diff(*other) < 2 * MS), "other slots");
+    assert_eq!(none, 0);
+    assert!(own > 1900, "the client's own has the other three: {own} cells");
+    let (idle, _) = beside_packets(1, false);
+    let (busy, _) = beside_packets(1, true);
+    assert!(idle.len() > busy.len() + 500, "the test sees what turns tell: {} {}", idle.len(), busy.len());
+}
+
+#[test]
+fn beside_circuit_cover_both_have_half() {
+    let mut net = Net::with_circuit(24, Law::Jittered, true);
+    let now = Nanos(net.now);
+    net.nodes[CLIENT].build(DECOY, [ENTRY, MIDDLE, EXIT], 2, true, now);
+    net.run(600 * MS);
+    net.command(CLIENT, Command::SetShare { circuit: DECOY, one_in: 2 });
+    net.run(300 * MS);
+    let from = net.now;
+    net.run(1000 * MS);
+    let counts: Vec<usize> = net.nodes[EXIT]
+        .edge
+        .times
+        .values()
+        .map(|times| times.iter().filter(|&&at| at >= from).count())
+        .collect();
+    assert_eq!(counts.len(), 2);
+    assert!(counts.iter().all(|count| count.abs_diff(750) <= 3), "{counts:?}");
+}

@@ -42,6 +42,8 @@ pub(crate) struct TestEdge {
     pub(crate) corrupt: u64,
     /// Cells that ended here, with or without packets in them.
     pub(crate) cells: u64,
+    /// When they did, by circuit.
+    pub(crate) times: BTreeMap<u32, Vec<u64>>,
     /// Packets that the queue did not take.
     pub(crate) refused: u64,
 }
@@ -69,6 +71,7 @@ impl TestEdge {
 impl Edge for TestEdge {
     fn deliver(&mut self, circuit: u32, seq: u64, data: &[u8; DATA_LEN], block_offset: u16, now: Nanos) {
         self.cells += 1;
+        self.times.entry(circuit).or_default().push(now.0);
         let end = self.ends.get_mut(&circuit).expect("data only after the circuit opened");
         let (arrived, came, corrupt) = (&mut self.arrived, &mut self.came, &mut self.corrupt);
         let mut sink = |kind: BlockKind, bytes: &[u8]| {

@@ -1,12 +1,13 @@
 //! Changes of class at the boundaries of epochs: what the observer sees of them follows from the classes alone.
 
-use crate::net::{CLIENT, EXIT, Egress, Faults, MIDDLE, MS, Net};
+use crate::net::{CLIENT, ENTRY, EXIT, Egress, Faults, MIDDLE, MS, Net};
 use crate::scenario::{Traffic, send_both};
 use rand_chacha::ChaCha8Rng;
 use rand_core::SeedableRng;
-use relay_user::engine::Command;
+use relay_common::wire::{Command as CellCommand, LossTotals};
 use relay_user::engine::schedule::{Law, Schedule};
 use relay_user::engine::time::Nanos;
+use relay_user::engine::{Command, DropReason};
 use relay_user::rates::{
     ClassNumber, DayTable, DemandMeter, Epochs, Governor, Ledger, LossRules, Mechanism, Plan, Policy, Unix,
 };
@@ -55,6 +56,11 @@ struct Paced {
     classes: Vec<ClassNumber>,
     /// Classes to take instead of what the mechanism chooses.
     replay: Option<Vec<ClassNumber>>,
+    /// What the entry hears of its cells to the client: this share of each thousand is lost.
+    heard: Option<u64>,
+    /// Whether the client hears of its entry's steps.
+    follows: bool,
+    reports: u64,
 }
 
 impl Paced {
@@ -78,6 +84,9 @@ impl Paced {
             sent: 0,
             classes: Vec::new(),
             replay: None,
+            heard: None,
+            follows: true,
+            reports: 0,
         }
     }
 
@@ -112,10 +121,15 @@ impl Paced {
         for (node, link, _) in DIRECTIONS {
             self.net.command(node, Command::ReportLoss { link });
         }
+        self.reports += 1;
         for node in 0..self.net.nodes.len() {
-            for (link, totals) in std::mem::take(&mut self.net.nodes[node].losses) {
+            for (link, mut totals) in std::mem::take(&mut self.net.nodes[node].losses) {
                 let plan = if Self::is_clients(node, link) { &self.client } else { &self.trunk };
                 let governor = self.governors.get_mut(&(node, link)).unwrap();
+                if let Some(lost) = self.heard.filter(|_| (node, link) == (ENTRY, 0)) {
+                    let expected = 100 * self.reports;
+                    totals = LossTotals { expected, received: expected - expected * lost / 1000 };
+                }
                 governor.on_report(plan, totals.expected, totals.received, Nanos(self.net.now));
             }
         }
@@ -134,6 +148,12 @@ impl Paced {
         }
         if let Some(class) = chosen {
             assert!(self.governors.get_mut(&(1, 0)).unwrap().on_chosen(&self.client, coming, class));
+        }
+        let entry = self.governors.get_mut(&(ENTRY, 0)).unwrap();
+        let step = entry.step(&self.client, epochs, coming, &mut self.ledger);
+        if self.follows && !self.client.ladder.is_empty() {
+            let client = self.governors.get_mut(&(CLIENT, 1)).unwrap();
+            assert!(client.on_stepped(&self.client, epochs, coming, step));
         }
         let from = Nanos(epochs.start(coming).0);
         for (node, link, _) in DIRECTIONS {
@@ -335,4 +355,72 @@ fn from_very_slow_to_fast_and_back() {
     // A change that comes at once begins behind what is sealed already.
     assert!(count(back, back + MS) <= 2 && count(back + MS, back + 899 * MS) <= 1);
     assert_eq!(paced.net.nodes[MIDDLE].engine.counters().missed_slots, 0);
+}
+
+/// An entry that lowers its direction for its loss takes the client's down with it; else the exit would answer more cells
+/// than the entry can pass on.
+#[test]
+fn answers_fit_where_the_entry_went_down_a_step() {
+    let dropped = |follows, traffic| {
+        let mut paced = Paced::new(38, Law::Jittered, plan(Policy::Fixed(STANDARD), &[LIGHT]), fixed(TRUNK));
+        (paced.heard, paced.follows) = (Some(50), follows);
+        let paced = paced.run(traffic, 4);
+        let last = paced.net.now / EPOCH - 1;
+        let light = |direction| paced.cells(direction, last).abs_diff(750) <= 2;
+        assert!(light((ENTRY, 0)) && light((CLIENT, 1)) == follows);
+        (paced.net.dropped(ENTRY, DropReason::QueueFull), paced.net.egress)
+    };
+    let (lost, _) = dropped(false, Traffic::Idle);
+    assert!(lost > 1000, "half of the answers find no slot: {lost}");
+    let (idle, egress) = dropped(true, Traffic::Idle);
+    // Those that were under way at the boundary.
+    assert!(idle < 100, "{idle}");
+    assert!(egress == dropped(true, Traffic::Bulk).1, "the observer can tell");
+}
+
+#[test]
+fn a_report_of_more_than_was_sealed_is_refused() {
+    let mut net = Net::with_circuit(39, Law::Constant, true);
+    let report = |net: &mut Net, expected, received| {
+        let frame = net.nodes[CLIENT].body(&LossTotals { expected, received }.encode());
+        let command = CellCommand::Loss;
+        net.command(CLIENT, Command::SendCell { link: 1, circ_id: 0, command, hop_seq: 0, frame });
+        net.run(100 * MS);
+    };
+    let sealed = net.egress[&(ENTRY, 0)].len() as u64;
+    for (expected, received) in [(1 << 40, 0), (sealed + 500, 0), (10, 11)] {
+        report(&mut net, expected, received);
+    }
+    assert_eq!(net.dropped(ENTRY, DropReason::FalseReport), 3);
+    assert!(net.nodes[ENTRY].losses.is_empty());
+    report(&mut net, sealed, sealed - 10);
+    net.command(CLIENT, Command::ReportLoss { link: 1 });
+    net.run(100 * MS);
+    assert_eq!((net.nodes[ENTRY].losses.len(), net.dropped(ENTRY, DropReason::FalseReport)), (2, 3));
+}
+
+/// A class of a cell a second, of which some are lost, on a link that knows of it, and on one that does not.
+#[test]
+fn a_slow_class_is_not_silent() {
+    let silent = |expected: bool| {
+        let mut net = Net::new(40, Law::Jittered);
+        net.run(50 * MS);
+        let slots =
+            |rate: u32, from, place: u8| Box::new(Schedule::new(Law::Jittered, rate, from, [place; 32]));
+        let from = Nanos(net.now + 10 * MS);
+        for (place, (node, link, _)) in (0..).zip(DIRECTIONS) {
+            let rate = if (node, link) == (MIDDLE, 1) { 1 } else { 20 };
+            let schedule = slots(rate, from, place);
+            net.command(node, Command::SetSchedule { link, from, schedule });
+        }
+        if expected {
+            let schedule = slots(1, from, 0);
+            net.command(EXIT, Command::Expect { link: 0, schedule });
+        }
+        net.faults = Faults { loss: 200, ..Faults::default() };
+        net.run(60_000 * MS);
+        net.nodes[EXIT].silent.len()
+    };
+    assert_eq!(silent(true), 0);
+    assert!(silent(false) > 0, "the test sees silence");
 }

@@ -110,6 +110,7 @@ fn each_mistake_is_refused_at_its_place() {
         ("{ at = \"22:30\", class = \"trunk-low\" },", "", "trunks.hours"),
         ("class = \"trunk-low\" }", "class = \"light\" }", "trunks.hours"),
         ("lower = [\"trunk-low\"]", "lower = [\"trunk-low\", \"trunk-low\"]", "trunks.lower"),
+        ("lower = [\"trunk-low\"]", "lower = [\"trunk-low\", \"light\"]", "trunks.lower"),
         ("lower = [\"trunk-low\"]", "lower = [\"trunk\"]", "trunks.lower"),
     ] {
         let text = text();
@@ -155,4 +156,49 @@ fn hours_and_choices_exclude_each_other() {
     let adaptive = "adaptive = { classes = [\"light\", \"standard\"], epsilon = 1.5 }\n";
     let document = parse(&changed.replacen(adaptive, "", 1)).unwrap();
     assert_eq!(document.clients.unwrap().hours.len(), 2);
+}
+
+#[test]
+fn a_step_for_loss_on_which_no_circuit_fits_is_refused() {
+    let changed = text().replacen("rate = 1600", "rate = 1505", 1);
+    let one_place = changed.replacen("\"22:30\", class = \"trunk-low\"", "\"22:30\", class = \"trunk\"", 1);
+    let error = parse(&one_place).unwrap_err();
+    assert_eq!(
+        (error.key.as_deref(), error.line),
+        (Some("trunks.lower"), Some(line_of(&one_place, "lower = [\"trunk-low")))
+    );
+    assert!(error.what.contains("has 1499 cells per second for circuits, and one takes 1500"), "{error}");
+    parse(&one_place.replacen("rate = 1505", "rate = 1506", 1)).unwrap();
+}
+
+#[test]
+fn epochs_are_long_enough_for_what_is_told_in_them() {
+    let with = |seconds: u32, light: u32| {
+        let changed = text().replacen("seconds = 900", &format!("seconds = {seconds}"), 1).replacen(
+            "rate = 300",
+            &format!("rate = {light}"),
+            1,
+        );
+        (parse(&changed).err(), line_of(&changed, "seconds ="))
+    };
+    for (seconds, light) in [(10, 160), (12, 40), (20, 10), (40, 3), (900, 3)] {
+        assert_eq!(with(seconds, light).0, None, "{seconds} s, {light} cells per second");
+    }
+    for (seconds, light, remedy) in [(10, 159, "write 12"), (12, 39, "write 15"), (900, 2, "a higher rate")] {
+        let (error, line) = with(seconds, light);
+        let error = error.unwrap_or_else(|| panic!("{seconds} s, {light} cells per second"));
+        assert_eq!((error.key.as_deref(), error.line), (Some("epochs.seconds"), Some(line)), "{error}");
+        assert!(error.what.contains("is too short") && error.remedy.contains(remedy), "{error}");
+    }
+    // Hours stand in the document: nobody tells them.
+    let hours = "hours = [{ at = \"07:00\", class = \"standard\" }, { at = \"23:00\", class = \"light\" }]\n";
+    let silent = text()
+        .replacen(
+            "adaptive = { classes = [\"light\", \"standard\"], epsilon = 1.5 }\nlower = [\"light\"]\n",
+            hours,
+            1,
+        )
+        .replacen("seconds = 900", "seconds = 10", 1)
+        .replacen("rate = 300", "rate = 2", 1);
+    assert_eq!(parse(&silent).err(), None);
 }

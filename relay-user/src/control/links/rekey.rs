@@ -106,7 +106,8 @@ impl Links {
         let Some(frame) = out.cell(&[&index.to_be_bytes(), &message]) else { return };
         out.worker(link_cell(number, CellCommand::RekeyInit, frame));
         if let Some(link) = self.links.get_mut(&number) {
-            link.rekey = Some((initiator, index, now + REKEY_PATIENCE));
+            let patience = REKEY_PATIENCE.max(link.governed.patience());
+            link.rekey = Some((initiator, index, now + patience));
         }
     }
 }

@@ -194,3 +194,18 @@ fn links_beyond_those_that_there_are_count_for_nothing() {
     audit.note(u32::MAX, true, 0);
     assert_eq!(audit.cells, 0);
 }
+
+#[test]
+fn of_two_workers_breaches_the_larger_is_told() {
+    let breach = |statistic, at_least| AuditState {
+        epochs: 2,
+        breaches: 1,
+        last: Some(Breach { statistic, at_least }),
+    };
+    let (small, large) = (breach(Statistic::Auc, 0.02), breach(Statistic::Distance, 0.2));
+    for joined in [small.join(large), large.join(small)] {
+        assert_eq!((joined.epochs, joined.breaches, joined.last), (4, 2, large.last));
+    }
+    assert_eq!(AuditState::default().join(small).last, small.last);
+    assert_eq!(small.join(AuditState::default()).last, small.last);
+}

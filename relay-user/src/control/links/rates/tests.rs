@@ -42,6 +42,12 @@ struct Change {
     rate: u64,
 }
 
+/// To the nearest: a link is up to 200 ppm off its class.
+fn rate_of(schedule: &Schedule) -> u64 {
+    let period = schedule.period().0;
+    (SECOND + period / 2) / period
+}
+
 struct End {
     links: Links,
     out: Outbox,
@@ -57,6 +63,10 @@ struct Pair {
     reports: [u64; 2],
     /// Cells lost of each hundred on the way to the client and to the relay.
     loss: [u64; 2],
+    /// Until when the control plane of either end stands still.
+    still: [u64; 2],
+    /// What the client's and the relay's latest links began with, in cells per second.
+    begun: [u64; 2],
 }
 
 const CLIENT: usize = 0;
@@ -69,7 +79,7 @@ impl Pair {
         let arena = Arena::anonymous(256).unwrap();
         let rates = || {
             let paces = RATES.map(|rate| Pace { law: Law::Constant, rate });
-            Rates::new(paces.to_vec(), Epochs::new(u32::try_from(EPOCH).unwrap()), WALL, now)
+            Rates::new(paces.to_vec(), Epochs::new(u32::try_from(EPOCH).unwrap()), WALL, now, [4; 16])
         };
         let key = StaticKey::generate();
         let peer = Peer {
@@ -89,7 +99,7 @@ impl Pair {
         ];
         let ends = ends.map(|links| End { links, out: Outbox::new(arena), totals: [0; 2] });
         let (changes, told) = (Vec::new(), Vec::new());
-        Self { ends, now, rng, changes, told, reports: [0; 2], loss: [0; 2] }
+        Self { ends, now, rng, changes, told, reports: [0; 2], loss: [0; 2], still: [0; 2], begun: [0; 2] }
     }
 
     fn wall(&self, at: Nanos) -> u64 {
@@ -103,7 +113,10 @@ impl Pair {
             let unix = Unix(WALL.0 + self.now.0 - SECOND);
             let bytes = cells * relay_common::wire::DATA_LEN as u64 * TICK / SECOND;
             self.ends[CLIENT].totals[1] += bytes;
-            for end in &mut self.ends {
+            for (place, end) in self.ends.iter_mut().enumerate() {
+                if (WALL.0 + self.now.0 - SECOND) / SECOND - 20_000 * 86_400 < self.still[place] {
+                    continue;
+                }
                 end.links.rates.on_clock(unix, self.now);
                 end.links.rates.on_payload(end.totals, self.now);
                 end.links.on_tick(self.now, &mut self.rng, &mut end.out);
@@ -151,11 +164,10 @@ impl Pair {
                 let frame = self.ends[from].out.cell(&[&totals.encode()]).unwrap();
                 self.control(other, CellCommand::Loss, frame);
             }
+            Action::Worker(Command::AddLink { schedule, .. }) => self.begun[from] = rate_of(&schedule),
             Action::Worker(Command::SetSchedule { from: at, schedule, .. }) => {
                 assert!(at > now && schedule.deadline() >= at);
-                // To the nearest: a link is up to 200 ppm off its class.
-                let period = schedule.period().0;
-                let rate = (SECOND + period / 2) / period;
+                let rate = rate_of(&schedule);
                 let change = Change { relay: from == RELAY, second: self.wall(at), rate };
                 assert_eq!((WALL.0 + at.0 - SECOND) % (EPOCH * SECOND), 0, "{change:?} off a boundary");
                 self.changes.push(change);
@@ -192,7 +204,7 @@ fn both_ends_go_over_at_the_documents_hours() {
     assert_eq!(changes, expected.map(|(relay, second, rate)| Change { relay, second, rate }));
     for end in [CLIENT, RELAY] {
         let summary = pair.summary(end);
-        assert_eq!((summary.bits_since_start, summary.opportunities, summary.changes), (0.0, 4, 2));
+        assert_eq!((summary.bits_since_start, summary.opportunities, summary.changes), (0.0, 2, 2));
     }
 }
 
@@ -255,20 +267,140 @@ fn a_class_that_nobody_may_choose_is_refused() {
 }
 
 #[test]
-fn lasting_loss_lowers_the_class_of_the_direction_that_has_it() {
+fn lasting_loss_lowers_the_direction_that_has_it_and_a_client_follows_its_entry() {
     let plan = plan(Policy::Fixed(HIGH), &[LOW]);
     let mut pair = Pair::new(&plan, &plan);
-    // The relay's cells arrive badly at the client; the client says so, and the relay slows down.
+    // The relay's cells arrive badly at the client; the client says so, and the relay slows down. It tells the client,
+    // whose cells would be answered faster than the relay can pass the answers on.
     pair.loss = [5, 0];
     pair.run_to(110, 0);
-    assert_eq!(pair.changes, [Change { relay: true, second: 100, rate: 300 }]);
+    pair.changes.sort_by_key(|change| change.relay);
+    assert_eq!(pair.changes, [false, true].map(|relay| Change { relay, second: 100, rate: 300 }));
+    assert_eq!(pair.told, [90, 92, 95]);
     pair.loss = [0, 0];
     pair.run_to(610, 0);
-    assert_eq!(pair.changes[1..], [Change { relay: true, second: 500, rate: 1500 }]);
+    pair.changes[2..].sort_by_key(|change| change.relay);
+    assert_eq!(pair.changes[2..], [false, true].map(|relay| Change { relay, second: 500, rate: 1500 }));
+    assert_eq!(pair.told.len(), 18, "whatever the step is, it is told");
     let summary = pair.summary(RELAY);
     assert_eq!((summary.opportunities, summary.changes, summary.bits_by_loss), (6, 2, 6.0));
-    assert_eq!(pair.summary(CLIENT).changes, 0);
+    assert_eq!(pair.summary(CLIENT).changes, 0, "what it follows is in the relay's books");
     assert_eq!(pair.up(), [1, 1]);
+}
+
+#[test]
+fn where_a_clients_own_cells_are_lost_its_entry_stays() {
+    let plan = plan(Policy::Fixed(HIGH), &[LOW]);
+    let mut pair = Pair::new(&plan, &plan);
+    pair.loss = [0, 5];
+    pair.run_to(110, 0);
+    assert_eq!(pair.changes, [Change { relay: false, second: 100, rate: 300 }]);
+    assert_eq!((pair.summary(CLIENT).changes, pair.summary(RELAY).changes), (1, 0));
+}
+
+/// A control plane that stands still over a boundary: the class stays until the next one, for which there is a choice,
+/// which is told; so both ends agree again.
+#[test]
+fn a_stall_over_a_boundary_costs_one_epoch_and_nothing_more() {
+    let plan = plan(adaptive(16.0), &[]);
+    let run = |end: usize, until: u64| {
+        let mut pair = Pair::new(&plan, &plan);
+        // Little use, so that both go down at the first boundary that they see.
+        pair.run_to(98, 1);
+        pair.still[end] = until;
+        pair.run_to(290, 1);
+        pair.run_to(450, 1000);
+        pair.changes.sort_by_key(|change| (change.relay, change.second));
+        let up = pair.up();
+        assert_eq!(up, [1, 1]);
+        pair
+    };
+    let change = |relay, second, rate| Change { relay, second, rate };
+    // The client chose and told before it stood still. It goes down an epoch late.
+    let late = run(CLIENT, 103);
+    let expected =
+        [change(false, 200, 300), change(false, 400, 1500), change(true, 100, 300), change(true, 400, 1500)];
+    assert_eq!(late.changes, expected);
+    assert_eq!(late.told, [90, 92, 95, 190, 192, 195, 290, 292, 295, 390, 392, 395]);
+    let summary = late.summary(CLIENT);
+    assert_eq!((summary.opportunities, summary.bits_by_delay, summary.bits_since_start), (5, 1.0, 5.0));
+    // The relay does.
+    let late = run(RELAY, 103);
+    let expected =
+        [change(false, 100, 300), change(false, 400, 1500), change(true, 200, 300), change(true, 400, 1500)];
+    assert_eq!(late.changes, expected);
+    assert_eq!((late.summary(RELAY).bits_by_delay, late.summary(CLIENT).bits_by_delay), (1.0, 0.0));
+}
+
+#[test]
+fn a_choice_that_could_not_be_told_in_time_is_left_to_the_next_epoch() {
+    let plan = plan(adaptive(16.0), &[]);
+    let mut pair = Pair::new(&plan, &plan);
+    pair.run_to(89, 1);
+    pair.still[CLIENT] = 97;
+    pair.run_to(250, 1);
+    pair.changes.sort_by_key(|change| (change.relay, change.second));
+    let expected = [false, true].map(|relay| Change { relay, second: 200, rate: 300 });
+    assert_eq!(pair.changes, expected, "both at the next");
+    assert_eq!(pair.told, [190, 192, 195]);
+    let summary = pair.summary(CLIENT);
+    assert_eq!((summary.opportunities, summary.bits_by_delay, summary.bits_by_demand), (2, 1.0, 1.0));
+    // One that still can be told well before the peer decides is told at once.
+    let mut pair = Pair::new(&plan, &plan);
+    pair.run_to(89, 1);
+    pair.still[CLIENT] = 94;
+    pair.run_to(110, 1);
+    assert_eq!((pair.told, pair.changes.len()), (vec![94, 94, 95], 2));
+}
+
+#[test]
+fn a_client_that_comes_up_again_goes_on_as_it_was_and_its_entry_has_forgotten_it() {
+    let plan = plan(adaptive(16.0), &[]);
+    let mut pair = Pair::new(&plan, &plan);
+    pair.run_to(110, 1);
+    let restart = |pair: &mut Pair| {
+        for end in &mut pair.ends {
+            let number = *end.links.links.keys().next().unwrap();
+            end.links.on_silent(number, pair.now, &mut end.out);
+        }
+    };
+    restart(&mut pair);
+    pair.run_to(120, 1);
+    assert_eq!((pair.up(), pair.begun), ([1, 1], [300, 1500]), "no faster than its entry");
+    assert!(pair.ends[RELAY].links.rates.kept.is_empty());
+    pair.run_to(210, 1);
+    assert_eq!(pair.changes.last(), Some(&Change { relay: true, second: 200, rate: 300 }));
+    pair.run_to(310, 1000);
+    restart(&mut pair);
+    pair.run_to(320, 1000);
+    assert_eq!((pair.up(), pair.begun), ([1, 1], [1500, 1500]));
+}
+
+#[test]
+fn a_step_for_loss_outlives_its_link() {
+    let plan = plan(Policy::Fixed(HIGH), &[LOW]);
+    let mut pair = Pair::new(&plan, &plan);
+    pair.loss = [0, 5];
+    pair.run_to(110, 0);
+    for end in &mut pair.ends {
+        let number = *end.links.links.keys().next().unwrap();
+        end.links.on_silent(number, pair.now, &mut end.out);
+    }
+    pair.loss = [0, 0];
+    pair.run_to(120, 0);
+    assert_eq!((pair.up(), pair.begun), ([1, 1], [300, 1500]), "an entry keeps nothing of a client");
+    pair.run_to(490, 0);
+    assert_eq!(pair.changes.len(), 1, "it is not forgotten before its time");
+    pair.run_to(510, 0);
+    assert_eq!(pair.changes.last(), Some(&Change { relay: false, second: 500, rate: 1500 }));
+}
+
+#[test]
+fn circuits_are_admitted_by_the_slowest_step() {
+    let (with, without) = (plan(Policy::Fixed(HIGH), &[LOW]), plan(Policy::Fixed(HIGH), &[]));
+    let pair = Pair::new(&without, &without);
+    let usable = |plan: &Plan| pair.ends[RELAY].links.rates.usable(plan, Some(&without));
+    assert_eq!((usable(&with), usable(&without)), (298, 1494));
 }
 
 #[test]
@@ -281,6 +413,9 @@ fn a_link_that_loses_too_much_stays_down_for_its_time() {
     pair.run_to(27, 0);
     assert_eq!(pair.up()[RELAY], 0, "the relay stopped it");
     assert_eq!(pair.ends[RELAY].links.rates.trips(), 1);
+    let summary = pair.summary(RELAY);
+    assert_eq!((summary.opportunities, summary.changes), (1, 1));
+    assert!((summary.bits_by_breaker - 86_401_f64.log2()).abs() < 1e-5, "{}", summary.bits_by_breaker);
     // The client finds it silent and knocks again.
     let number = *pair.ends[CLIENT].links.links.keys().next().unwrap();
     let End { links, out, .. } = &mut pair.ends[CLIENT];
