@@ -116,7 +116,7 @@ impl Plan {
     /// 90 flows of 20 s in each way take an hour. What is plain to see takes few, and a quick run has no more.
     pub(super) const fn of(quick: bool, shaped: bool) -> Self {
         match (quick, shaped) {
-            (true, _) => Self { each: 3, bits: 6, together: true },
+            (true, _) => Self { each: 3, bits: 5, together: true },
             (false, false) => Self { each: 10, bits: 10, together: false },
             (false, true) => Self { each: 90, bits: 20, together: false },
         }
