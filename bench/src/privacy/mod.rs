@@ -158,11 +158,12 @@ fn is_wanted(named: &[String], name: &str) -> bool {
 /// Every payload through a sound link, and a download through each unsound one. What is plain to see takes few
 /// stretches; chance takes many to be bounded by 0.03.
 fn plans(options: &Options, defence: Defence) -> Vec<Plan> {
-    let each = match (options.quick, defence.schedule.is_some()) {
-        (true, true) => 28,
-        (true, false) => 8,
-        (false, true) => 60,
-        (false, false) => 20,
+    // Of each payload; with a fault, without payload and with. A quick run has to end within 15 minutes.
+    let (each, [faulty_idle, faulty_each]) = match (options.quick, defence.schedule.is_some()) {
+        (true, true) => (24, [12, 8]),
+        (true, false) => (8, [8, 4]),
+        (false, true) => (60, [60, 60]),
+        (false, false) => (20, [20, 20]),
     };
     let (scenarios, faults) = scenarios(options);
     let mixed = Plan {
@@ -177,8 +178,8 @@ fn plans(options: &Options, defence: Defence) -> Vec<Plan> {
         .into_iter()
         .map(|fault| Plan {
             fault: Some(fault),
-            idle: each,
-            each: if options.quick { each / 2 } else { each },
+            idle: faulty_idle,
+            each: faulty_each,
             scenarios: vec![Scenario::Bulk],
             ..mixed.clone()
         })
@@ -264,8 +265,9 @@ impl<'a> Bench<'a> {
         }
         self.heed_interrupt()?;
         if is_wanted(&self.options.scenarios, "mark") {
-            self.progress(&format!("{}: marks", defence.name));
-            let rows = self.marks(defence).unwrap_or_else(|error| {
+            let plan = mark::Plan::of(self.options.quick, defence.schedule.is_some());
+            self.progress(&format!("{}: marks, for {} s", defence.name, plan.lasts().as_secs()));
+            let rows = self.marks(defence, plan).unwrap_or_else(|error| {
                 let row = not_run(defence, &error);
                 vec![Row { attack: Attack::Watermark, scenario: "mark".into(), ..row }]
             });
@@ -274,13 +276,12 @@ impl<'a> Bench<'a> {
         self.heed_interrupt()
     }
 
-    fn marks(&mut self, defence: Defence) -> Result<Vec<Row>> {
+    fn marks(&mut self, defence: Defence, plan: mark::Plan) -> Result<Vec<Row>> {
         let lab = Lab::build(PREFIX, Path::new(DIR))?;
         let service = Host::Service.address().context("the service has an address")?;
         let (cpu, _left) = self.workers_apart()?;
         let _servers = Servers::start(lab.netns(Host::Service), service)?;
         let mut network = Network::start(&lab, &self.options.relay, defence, &[Host::Client], cpu)?;
-        let plan = mark::Plan::of(self.options.quick, defence.schedule.is_some());
         let marked = mark::record(&lab, &mut network, (defence, plan), &mut self.rng, &self.interrupt)?;
         drop(network);
         self.progress(&format!("{}: attacks on marks", defence.name));
@@ -343,7 +344,8 @@ impl<'a> Bench<'a> {
                 }
             }
         }
-        if let Some(sound) = runs.iter().find(|run| run.plan.scenarios.contains(&Scenario::Bulk)) {
+        let is_sound = |run: &&Run| run.plan.fault.is_none() && run.plan.scenarios.contains(&Scenario::Bulk);
+        if let Some(sound) = runs.iter().find(is_sound) {
             self.cost.push(cost::of(sound, round_trips));
         }
         Ok(())
@@ -407,5 +409,48 @@ impl<'a> Bench<'a> {
             left_out,
         };
         Ok((report, self.pictures))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(quick: bool, scenarios: &[&str]) -> Options {
+        let scenarios = scenarios.iter().map(|&name| name.to_owned()).collect();
+        Options { quick, relay: PathBuf::new(), seed: 1, scenarios, defences: Vec::new() }
+    }
+
+    #[test]
+    fn a_quick_run_takes_fewer_faults_and_payloads_but_any_that_is_named() {
+        let count = |quick, named: &[&str]| {
+            let (payloads, faults) = scenarios(&options(quick, named));
+            (payloads.len(), faults.len())
+        };
+        assert_eq!(count(true, &[]), (7, 2));
+        assert_eq!(count(false, &[]), (8, 5));
+        for quick in [true, false] {
+            assert_eq!(count(quick, &["overload-down", "delay", "throttled-trunk", "mark"]), (1, 2));
+            assert_eq!(count(quick, &["mark"]), (0, 0));
+        }
+        let names: Vec<&str> = scenario_names().collect();
+        assert!(["overload-down", "throttled-up", "delay", "mark"].iter().all(|name| names.contains(name)));
+    }
+
+    /// The rest of 15 minutes goes to two clients (126 s), to attack 10 (80 s), and to laying out and computing (50 s).
+    #[test]
+    fn a_quick_run_has_no_more_stretches_than_fit_into_its_time() {
+        let quick = options(true, &[]);
+        let seconds = |plan: &Plan| {
+            let of = |scenario: Scenario, count: u32| scenario.block().as_secs_f64() * f64::from(count);
+            let busy: f64 = plan.scenarios.iter().map(|&scenario| of(scenario, plan.each)).sum();
+            busy + of(Scenario::Idle, plan.idle)
+        };
+        let defence = |defence: Defence| {
+            let marks = mark::Plan::of(true, defence.schedule.is_some()).lasts().as_secs_f64();
+            plans(&quick, defence).iter().map(seconds).sum::<f64>() + marks
+        };
+        let all: f64 = defences(&quick).map(defence).sum();
+        assert!(all < 644.0, "{all:.0} s are recorded");
     }
 }
