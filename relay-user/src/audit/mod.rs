@@ -28,7 +28,7 @@ pub(crate) use row::Says;
 
 use crate::observe::attacks::correlation::{Run, correlation};
 use crate::observe::capture::{Capture, Direction};
-use crate::observe::finding::{Attack, Finding};
+use crate::observe::finding::{Attack, Finding, Interval};
 use crate::observe::trace::SECOND;
 use report::{Begun, Untested};
 use row::{Row, plain, with_p};
@@ -36,11 +36,13 @@ use row::{Row, plain, with_p};
 /// Nanoseconds after a capture's first packet in which the first cell of a link may come that was up before: a class has
 /// one cell a second at least.
 const SETTLED: u64 = 2 * SECOND;
+/// Of a second, so many bins at most: delays between what is captured lie within it.
+const BINS_A_SECOND: u64 = 20;
 /// Pairs of directions that are held against each other.
 const PAIRS: usize = 12;
 /// Bins of that, at most, and how far one may lag behind the other, in bins.
 const BINS: u64 = 50_000;
-const LAGS: usize = 10;
+const LAGS: usize = 2;
 
 /// Why a capture has no report.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -177,20 +179,26 @@ fn followers(judged: &[&Named<'_>], rng: &mut ChaCha8Rng) -> Vec<Row> {
         .iter()
         .enumerate()
         .flat_map(|(place, one)| judged.iter().skip(place + 1).map(move |other| (*one, *other)));
+    let pairs: Vec<_> = pairs.take(PAIRS).collect();
     let mut rows = Vec::new();
-    for ((one, a), (other, b)) in pairs.take(PAIRS) {
+    for &((one, a), (other, b)) in &pairs {
         let (from, to) = (a.span.0.max(b.span.0), a.span.1.min(b.span.1));
         let (wa, wb) = (a.trace.window(from, to), b.trace.window(from, to));
         let rate = wa.rate().min(wb.rate()).max(1e-3);
-        let bin = bin(20.0 / rate * 1e9).max(SECOND / 10).max(to.saturating_sub(from) / BINS);
+        let bin = bin(20.0 / rate * 1e9).max(SECOND / BINS_A_SECOND).max(to.saturating_sub(from) / BINS);
         let mut findings = correlation(&[Run { payload: wa, wire: wb }], bin, LAGS, rng);
         for finding in &mut findings {
             finding.attack = Attack::Matching;
+            // Each pair is a chance of a false alarm.
+            if finding.statistic.starts_with("p of ") {
+                finding.value = (finding.value * pairs.len() as f64).min(1.0);
+                finding.interval = Interval::exact(finding.value);
+            }
         }
         let power =
             |finding: &Finding| format!("{} is found", plain(4.2 / (finding.samples.max(1) as f64).sqrt()));
         let needs =
-            "needs some 200 bins of 20 cells and more in which both were captured, and counts that change";
+            "needs counts that change, and bins of 20 cells and more in which both were captured: 2500 for each pair";
         rows.extend(with_p(&format!("{one} and {other}"), &findings, power, needs));
     }
     for row in &mut rows {
