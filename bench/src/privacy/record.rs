@@ -27,7 +27,7 @@ const SETTLE: Duration = Duration::from_millis(300);
 /// four fifths through.
 const SEEN_AT_LEAST: f64 = 0.75;
 /// Of so many stretches with payload, one may come out without: more, and the programs do not do what they are said to.
-const SILENT_IN: usize = 20;
+pub(super) const SILENT_IN: usize = 20;
 
 /// What is done, and how often.
 #[derive(Clone, Debug, PartialEq, Eq)]

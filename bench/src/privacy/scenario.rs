@@ -175,8 +175,16 @@ impl<'a> Programs<'a> {
     /// # Errors
     /// Where a program cannot be ended.
     pub(super) fn end(&mut self) -> Result<()> {
-        self.say("off")?;
-        self.speaking = None;
+        // One that has ended cannot be told, and is counted below.
+        let told = self.say("off");
+        let spoke = self.speaking.take();
+        if let Some((_, child, _)) = self.told.iter_mut().find(|(scenario, ..)| Some(*scenario) == spoke)
+            && child.try_wait()?.is_some()
+        {
+            self.failures += 1;
+        } else {
+            told?;
+        }
         if let Some(mut child) = self.running.take() {
             if child.try_wait()?.is_some() {
                 self.failures += 1;

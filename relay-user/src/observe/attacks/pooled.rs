@@ -142,8 +142,9 @@ mod tests {
                 let same = half_width(&copies) / single;
                 assert!((same - 1.0).abs() < 1e-9, "{k} copies: {same}");
                 let others: Vec<_> = (0..k).map(|_| part(draw(), interval)).collect();
-                let root = half_width(&others) / single * f64::from(k).sqrt();
-                assert!((0.75..1.3).contains(&root), "{k} independent ones: {root}");
+                let alone = others.chunks(1).map(|one| half_width(one).powi(2)).sum::<f64>().sqrt();
+                let root = half_width(&others) / (alone / f64::from(k));
+                assert!((0.8..1.25).contains(&root), "{k} independent ones: {root}");
             }
         }
     }
