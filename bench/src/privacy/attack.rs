@@ -434,7 +434,6 @@ fn combined(directions: &[Vec<Part<'_>>], control: bool, rng: &mut ChaCha8Rng) -
 mod tests {
     use super::*;
     use rand_core::SeedableRng as _;
-    use relay_user::observe::finding::Attack;
 
     #[test]
     fn a_test_at_its_floor_is_looked_at_again() {

@@ -18,6 +18,7 @@ use relay_user::observe::trace::Window;
 use super::network::Network;
 use super::record::{SILENT_IN, Wires, nanos, now, wires};
 use super::scenario::{Programs, Scenario};
+use super::seed;
 use super::servers::Servers;
 
 /// Both clients.
@@ -51,12 +52,12 @@ pub(super) fn record(
     network: &mut Network<'_>,
     servers: &Servers,
     blocks: u32,
-    rng: &mut ChaCha8Rng,
+    seed: u64,
     interrupt: &Interrupt,
 ) -> Result<Duo> {
     let mut programs = Vec::new();
     for client in CLIENTS {
-        programs.push(Programs::start(lab, client, &[Scenario::Chat])?);
+        programs.push(Programs::start(lab, client, &[Scenario::Chat], seed::of(seed, &[client.name()]))?);
     }
     let recorder = Recorder::on_wire(lab.netns(Host::Wire), lab.wire_ports())?;
     let inside = CLIENTS.map(|client| Recorder::at_interface(lab.netns(client), network.interface_of(client)));
@@ -66,7 +67,7 @@ pub(super) fn record(
         one.begin(Scenario::Chat)?;
     }
     let mut order: Vec<bool> = (0..blocks).map(|number| number % 2 == 0).collect();
-    shuffle(&mut order, rng);
+    shuffle(&mut order, &mut seed::rng(seed, &["order"]));
     let began = now();
     let mut due = Instant::now();
     let (mut windows, mut stretches) = (Vec::new(), Vec::new());

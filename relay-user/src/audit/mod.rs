@@ -8,6 +8,8 @@
 //!
 //! Pure: the same capture, marks and seed give the same report. No address gets into one.
 
+#[cfg(test)]
+mod calibration;
 mod canvas;
 mod direction;
 mod law;
@@ -29,7 +31,7 @@ pub(crate) use row::Says;
 use crate::observe::attacks::correlation::{Run, correlation};
 use crate::observe::capture::{Capture, Direction};
 use crate::observe::finding::{Attack, Finding, Interval};
-use crate::observe::trace::SECOND;
+use crate::observe::trace::{SECOND, Window};
 use report::{Begun, Untested};
 use row::{Row, plain, with_p};
 
@@ -184,17 +186,7 @@ fn followers(judged: &[&Named<'_>], rng: &mut ChaCha8Rng) -> Vec<Row> {
     for &((one, a), (other, b)) in &pairs {
         let (from, to) = (a.span.0.max(b.span.0), a.span.1.min(b.span.1));
         let (wa, wb) = (a.trace.window(from, to), b.trace.window(from, to));
-        let rate = wa.rate().min(wb.rate()).max(1e-3);
-        let bin = bin(20.0 / rate * 1e9).max(SECOND / BINS_A_SECOND).max(to.saturating_sub(from) / BINS);
-        let mut findings = correlation(&[Run { payload: wa, wire: wb }], bin, LAGS, rng);
-        for finding in &mut findings {
-            finding.attack = Attack::Matching;
-            // Each pair is a chance of a false alarm.
-            if finding.statistic.starts_with("p of ") {
-                finding.value = (finding.value * pairs.len() as f64).min(1.0);
-                finding.interval = Interval::exact(finding.value);
-            }
-        }
+        let findings = alike(wa, wb, pairs.len(), rng);
         let power =
             |finding: &Finding| format!("{} is found", plain(4.2 / (finding.samples.max(1) as f64).sqrt()));
         let needs =
@@ -207,6 +199,22 @@ fn followers(judged: &[&Named<'_>], rng: &mut ChaCha8Rng) -> Vec<Row> {
         }
     }
     rows
+}
+
+/// How alike two directions' cells are, one of `pairs` such pairs. Each is a chance of a false alarm, so p-values are those
+/// of the least of all.
+fn alike(one: Window<'_>, other: Window<'_>, pairs: usize, rng: &mut ChaCha8Rng) -> Vec<Finding> {
+    let rate = one.rate().min(other.rate()).max(1e-3);
+    let bin = bin(20.0 / rate * 1e9).max(SECOND / BINS_A_SECOND).max(one.width() / BINS);
+    let mut findings = correlation(&[Run { payload: one, wire: other }], bin, LAGS, rng);
+    for finding in &mut findings {
+        finding.attack = Attack::Matching;
+        if finding.statistic.starts_with("p of ") {
+            finding.value = (finding.value * pairs as f64).min(1.0);
+            finding.interval = Interval::exact(finding.value);
+        }
+    }
+    findings
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "positive, and saturates")]
