@@ -11,7 +11,7 @@ use relay_user::observe::attacks::{
 };
 use relay_user::observe::finding::{Attack, Finding, Target};
 use relay_user::observe::learn::table::Table;
-use relay_user::observe::trace::{SECOND, Sample, Trace};
+use relay_user::observe::trace::{SECOND, Sample};
 
 use rand_chacha::ChaCha8Rng;
 
@@ -206,9 +206,8 @@ pub(super) fn two(run: &Duo, defence: Defence, rng: &mut ChaCha8Rng) -> Vec<Row>
     let mut findings = run.matching(rng);
     findings.extend(run.pairing(rng));
     let sought = run.intersection(rng);
-    let unseen = sought
-        .is_none()
-        .then(|| Row::nothing(Attack::Intersection, "two who chat", defence.name, UNSEEN));
+    let unseen =
+        sought.is_none().then(|| Row::nothing(Attack::Intersection, "two who chat", defence.name, UNSEEN));
     findings.extend(sought);
     let rows = findings.iter().map(|finding| {
         let row = Row::new(finding, "two who chat", defence.name);
@@ -311,7 +310,8 @@ fn tested(
     rng: &mut ChaCha8Rng,
 ) {
     let [value, p] = findings.as_slice() else {
-        let row = Row::nothing(attack, run.plan.name(scenario), run.defence.name, "the attack gave no figure");
+        let row =
+            Row::nothing(attack, run.plan.name(scenario), run.defence.name, "the attack gave no figure");
         found.rows.push(judged(run, Row { statistic: way.into(), ..row }));
         return;
     };
@@ -343,10 +343,16 @@ fn tested(
     found.rows.push(judged(run, row));
 }
 
+/// What may not be judged is said, and so are slots that went by without a cell: whoever watches sees the gaps.
 fn judged(run: &Run, row: Row) -> Row {
-    match &run.invalid {
-        Some(why) => row.invalid(why),
-        None => row,
+    match (&run.invalid, run.missed_slots) {
+        (Some(why), _) => row.invalid(why),
+        (None, 0) => row,
+        (None, missed) => {
+            let note =
+                format!("{}{}{missed} slots missed", row.note, if row.note.is_empty() { "" } else { "; " });
+            Row { note, ..row }
+        }
     }
 }
 
@@ -449,7 +455,7 @@ mod tests {
     /// Two directions, each of windows whose gaps are spread as `spreads` says of idle and of busy ones.
     fn two(spreads: [[u64; 2]; 2], control: bool) -> Vec<Finding> {
         use relay_user::observe::stats::below;
-        use relay_user::observe::trace::Sight;
+        use relay_user::observe::trace::{Sight, Trace};
         let mut rng = ChaCha8Rng::seed_from_u64(2);
         let traces = spreads.map(|spreads| {
             let at = |slot: u64| {
@@ -465,7 +471,8 @@ mod tests {
             .map(|trace| {
                 let samples: Vec<Sample<'_>> = (0..400_u32)
                     .map(|window| Sample {
-                        window: trace.window(u64::from(window) * 20_000_000, u64::from(window + 1) * 20_000_000),
+                        window: trace
+                            .window(u64::from(window) * 20_000_000, u64::from(window + 1) * 20_000_000),
                         label: u16::from(window / 10 % 2 == 1),
                         block: window / 10,
                     })
@@ -480,7 +487,10 @@ mod tests {
     fn directions_say_the_mean_of_what_each_says() {
         let found = two([[1000, 1000], [1000, 100_000]], false);
         assert_eq!(found[0].samples, 600);
-        assert!((0.65..0.85).contains(&found[0].value) && found[0].interval.holds(found[0].value), "{found:?}");
+        assert!(
+            (0.65..0.85).contains(&found[0].value) && found[0].interval.holds(found[0].value),
+            "{found:?}"
+        );
         let nothing = two([[1000, 1000], [1000, 1000]], false);
         assert!((nothing[0].value - 0.5).abs() < 0.1, "{nothing:?}");
     }

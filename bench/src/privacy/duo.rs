@@ -60,7 +60,8 @@ pub(super) fn record(
         programs.push(Programs::start(lab, client, &[Scenario::Chat], seed::of(seed, &[client.name()]))?);
     }
     let recorder = Recorder::on_wire(lab.netns(Host::Wire), lab.wire_ports())?;
-    let inside = CLIENTS.map(|client| Recorder::at_interface(lab.netns(client), network.interface_of(client)));
+    let inside =
+        CLIENTS.map(|client| Recorder::at_interface(lab.netns(client), network.interface_of(client)));
     let [one, other] = inside;
     let inside = [one?, other?];
     for one in &mut programs {
@@ -187,7 +188,9 @@ mod tests {
         let stretches: Vec<(u64, u64)> = (0..40).map(|number| (number * 100, number * 100 + 90)).collect();
         let times = |count: u64| -> Vec<u64> { (0..count).map(|number| number * 100 + 50).collect() };
         assert_eq!(complaint(&stretches, &[times(40), times(38)], 0, 0), None);
-        assert!(complaint(&stretches, &[times(40), times(37)], 0, 0).is_some_and(|why| why.contains("3 of 40")));
+        assert!(
+            complaint(&stretches, &[times(40), times(37)], 0, 0).is_some_and(|why| why.contains("3 of 40"))
+        );
         assert!(complaint(&stretches, &[times(40), times(40)], 2, 0).is_some());
         assert!(complaint(&stretches, &[times(40), times(40)], 0, 1).is_some());
     }

@@ -227,7 +227,10 @@ mod tests {
     #[test]
     fn what_could_not_be_had_is_no_pass() {
         let row = Row::nothing(Attack::Rates, "all", "constant", "nothing was seen");
-        assert_eq!((row.is_ok(), row.status, row.note.as_str()), (Some(false), Status::NoPower, "nothing was seen"));
+        assert_eq!(
+            (row.is_ok(), row.status, row.note.as_str()),
+            (Some(false), Status::NoPower, "nothing was seen")
+        );
     }
 
     #[test]

@@ -50,7 +50,8 @@ fn audited(law: Law, rate: f64, seconds: u64, rng: &mut ChaCha8Rng) -> (f64, boo
     let findings = alike(one, other, 1, rng);
     let p = findings.iter().find(|it| it.statistic.starts_with("p of ")).map_or(f64::NAN, |it| it.value);
     let likeness: Vec<Row> = with_p("A", &findings, |_: &Finding| String::new(), "");
-    let moved = |window: Window<'_>| steady::look(window).is_some_and(|it| it.rate.p < super::direction::CHANGED);
+    let moved =
+        |window: Window<'_>| steady::look(window).is_some_and(|it| it.rate.p < super::direction::CHANGED);
     let found = likeness.iter().any(|row| row.says == Says::Found) || moved(one) || moved(other);
     (p, found)
 }

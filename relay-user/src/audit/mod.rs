@@ -189,8 +189,7 @@ fn followers(judged: &[&Named<'_>], rng: &mut ChaCha8Rng) -> Vec<Row> {
         let findings = alike(wa, wb, pairs.len(), rng);
         let power =
             |finding: &Finding| format!("{} is found", plain(4.2 / (finding.samples.max(1) as f64).sqrt()));
-        let needs =
-            "needs counts that change, and bins of 20 cells and more in which both were captured: 2500 for each pair";
+        let needs = "needs counts that change, and bins of 20 cells and more in which both were captured: 2500 for each pair";
         rows.extend(with_p(&format!("{one} and {other}"), &findings, power, needs));
     }
     for row in &mut rows {

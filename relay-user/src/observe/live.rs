@@ -219,7 +219,9 @@ impl SelfAudit {
             // In the last bin both shares are 1, and nothing is added.
             *sum += (payload_below * covers - cover_below * payloads) / cells;
         }
-        let (wins, pairs) = crate::observe::stats::ranked(cover.iter().zip(payload).map(|(&c, &p)| [f64::from(c), f64::from(p)]));
+        let (wins, pairs) = crate::observe::stats::ranked(
+            cover.iter().zip(payload).map(|(&c, &p)| [f64::from(c), f64::from(p)]),
+        );
         if let Some(sum) = self.cluster.get_mut(RANKS) {
             *sum += (wins - pairs / 2.0) / cells;
         }

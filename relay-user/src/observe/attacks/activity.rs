@@ -1,7 +1,7 @@
 //! Attack 1: is something going on? One threshold on one number about a window's gaps, learnt on other blocks.
 
-use super::shape::{NAMES, Shape, shapes};
 use super::pooled::{Interval, Part};
+use super::shape::{NAMES, Shape, shapes};
 use crate::observe::finding::{Attack, Finding, Target};
 use crate::observe::stats::Blocks;
 use crate::observe::trace::Sample;

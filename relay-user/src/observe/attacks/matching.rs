@@ -151,9 +151,8 @@ mod tests {
     #[test]
     fn moments_of_one_stretch_are_no_more_than_one() {
         let mut rng = ChaCha8Rng::seed_from_u64(5);
-        let flows: Vec<[Trace; 2]> = (0..40)
-            .map(|_| [(); 2].map(|()| cells(Shape::Jittered, 100, 2 * SECOND, &mut rng)))
-            .collect();
+        let flows: Vec<[Trace; 2]> =
+            (0..40).map(|_| [(); 2].map(|()| cells(Shape::Jittered, 100, 2 * SECOND, &mut rng))).collect();
         let mut width = |moments: u32| {
             let pairs: Vec<Pair<'_>> = (0..)
                 .zip(&flows)

@@ -1,7 +1,7 @@
 //! Attack 6: when did it begin, or end? Detectors of one change, on counts and on gaps.
 
-use super::shape::unevenness;
 use super::pooled::{Interval, Part};
+use super::shape::unevenness;
 use crate::observe::finding::{Attack, Finding, Target};
 use crate::observe::stats::{Blocks, auc, cusum, glr_mean, glr_variance, mean, weighted_auc};
 use crate::observe::trace::{Sample, Window};
