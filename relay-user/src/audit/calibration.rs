@@ -47,7 +47,7 @@ fn nanos(at: f64) -> u64 {
 fn audited(law: Law, rate: f64, seconds: u64, rng: &mut ChaCha8Rng) -> (f64, bool) {
     let both = [(); 2].map(|()| silent(law, rate, seconds, rng));
     let [one, other] = [0, 1].map(|way: usize| both[way].window(0, seconds * SECOND));
-    let findings = alike(one, other, 1, rng);
+    let findings = alike(&both[0], &both[1], (0, seconds * SECOND), 1, rng);
     let p = findings.iter().find(|it| it.statistic.starts_with("p of ")).map_or(f64::NAN, |it| it.value);
     let likeness: Vec<Row> = with_p("A", &findings, |_: &Finding| String::new(), "");
     let moved =
@@ -104,8 +104,8 @@ fn links_that_share_their_load_are_found() {
         .collect();
     let later = sights.iter().map(|sight| Sight { at: sight.at + 3_000_000, ..*sight }).collect();
     let (one, other) = (Trace::new(sights), Trace::new(later));
-    let end = 600 * SECOND;
-    let findings = alike(one.window(0, end), other.window(0, end), 1, &mut ChaCha8Rng::seed_from_u64(5));
+    let end = 150 * SECOND;
+    let findings = alike(&one, &other, (0, end), 1, &mut ChaCha8Rng::seed_from_u64(5));
     let rows = with_p("A", &findings, |_: &Finding| String::new(), "");
     assert!(rows.iter().any(|row| row.says == Says::Found), "{findings:?}");
 }

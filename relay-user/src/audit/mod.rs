@@ -31,7 +31,7 @@ pub(crate) use row::Says;
 use crate::observe::attacks::correlation::{Run, correlation};
 use crate::observe::capture::{Capture, Direction};
 use crate::observe::finding::{Attack, Finding, Interval};
-use crate::observe::trace::{SECOND, Window};
+use crate::observe::trace::{SECOND, Trace};
 use report::{Begun, Untested};
 use row::{Row, plain, with_p};
 
@@ -45,6 +45,8 @@ const PAIRS: usize = 12;
 /// Bins of that, at most, and how far one may lag behind the other, in bins.
 const BINS: u64 = 50_000;
 const LAGS: usize = 2;
+/// Parts of a capture that are rotated by themselves, at most.
+const PARTS: u64 = 8;
 
 /// Why a capture has no report.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -185,11 +187,10 @@ fn followers(judged: &[&Named<'_>], rng: &mut ChaCha8Rng) -> Vec<Row> {
     let mut rows = Vec::new();
     for &((one, a), (other, b)) in &pairs {
         let (from, to) = (a.span.0.max(b.span.0), a.span.1.min(b.span.1));
-        let (wa, wb) = (a.trace.window(from, to), b.trace.window(from, to));
-        let findings = alike(wa, wb, pairs.len(), rng);
+        let findings = alike(&a.trace, &b.trace, (from, to), pairs.len(), rng);
         let power =
             |finding: &Finding| format!("{} is found", plain(4.2 / (finding.samples.max(1) as f64).sqrt()));
-        let needs = "needs counts that change, and bins of 20 cells and more in which both were captured: 2500 for each pair";
+        let needs = "needs counts that change, and bins of 20 cells and more in which both were captured, 200 or more";
         rows.extend(with_p(&format!("{one} and {other}"), &findings, power, needs));
     }
     for row in &mut rows {
@@ -202,10 +203,16 @@ fn followers(judged: &[&Named<'_>], rng: &mut ChaCha8Rng) -> Vec<Row> {
 
 /// How alike two directions' cells are, one of `pairs` such pairs. Each is a chance of a false alarm, so p-values are those
 /// of the least of all.
-fn alike(one: Window<'_>, other: Window<'_>, pairs: usize, rng: &mut ChaCha8Rng) -> Vec<Finding> {
-    let rate = one.rate().min(other.rate()).max(1e-3);
-    let bin = bin(20.0 / rate * 1e9).max(SECOND / BINS_A_SECOND).max(one.width() / BINS);
-    let mut findings = correlation(&[Run { payload: one, wire: other }], bin, LAGS, rng);
+fn alike(
+    one: &Trace,
+    other: &Trace,
+    (from, to): (u64, u64),
+    pairs: usize,
+    rng: &mut ChaCha8Rng,
+) -> Vec<Finding> {
+    let rate = one.window(from, to).rate().min(other.window(from, to).rate()).max(1e-3);
+    let bin = bin(20.0 / rate * 1e9).max(SECOND / BINS_A_SECOND).max(to.saturating_sub(from) / BINS);
+    let mut findings = correlation(&parted(one, other, (from, to), bin, LAGS), bin, LAGS, rng);
     for finding in &mut findings {
         finding.attack = Attack::Matching;
         if finding.statistic.starts_with("p of ") {
@@ -214,6 +221,24 @@ fn alike(one: Window<'_>, other: Window<'_>, pairs: usize, rng: &mut ChaCha8Rng)
         }
     }
     findings
+}
+
+/// A capture as several runs, which are rotated each by itself: of a single one, the few
+/// rotations that lie within the lags are as good as none, and no p-value is less than their share.
+fn parted<'a>(
+    one: &'a Trace,
+    other: &'a Trace,
+    (from, to): (u64, u64),
+    bin: u64,
+    lags: usize,
+) -> Vec<Run<'a>> {
+    let bins = to.saturating_sub(from) / bin.max(1);
+    let parts = (bins / (10 * lags.max(1) as u64)).clamp(1, PARTS);
+    let width = bins / parts * bin;
+    (0..parts)
+        .map(|part| (from + part * width, from + (part + 1) * width))
+        .map(|(from, to)| Run { payload: one.window(from, to), wire: other.window(from, to) })
+        .collect()
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "positive, and saturates")]
