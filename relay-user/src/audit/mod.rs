@@ -45,6 +45,8 @@ const PAIRS: usize = 12;
 /// Bins of that, at most, and how far one may lag behind the other, in bins.
 const BINS: u64 = 50_000;
 const LAGS: usize = 2;
+/// The least p-value that one look at rotations gives.
+const ROTATED_LEAST: f64 = 0.001;
 /// Parts of a capture that are rotated by themselves, at most.
 const PARTS: u64 = 8;
 
@@ -212,11 +214,27 @@ fn alike(
 ) -> Vec<Finding> {
     let rate = one.window(from, to).rate().min(other.window(from, to).rate()).max(1e-3);
     let bin = bin(20.0 / rate * 1e9).max(SECOND / BINS_A_SECOND).max(to.saturating_sub(from) / BINS);
-    let mut findings = correlation(&parted(one, other, (from, to), bin, LAGS), bin, LAGS, rng);
+    let runs = parted(one, other, (from, to), bin, LAGS);
+    let mut findings = correlation(&runs, bin, LAGS, rng);
+    // As many chances of a false alarm as there are pairs, and as many again for the other figures of a capture.
+    let chances = 2 * pairs.max(1);
+    let (mut reached, mut looks) = (0.0, 1.0);
+    let p_of = |findings: &[Finding]| findings.get(1).map_or(f64::NAN, |p| p.value);
+    if p_of(&findings) <= ROTATED_LEAST {
+        // None of the rotations reached it, and those of one look are too few to tell how rare it is.
+        for _ in 1..chances {
+            let p = p_of(&correlation(&runs, bin, LAGS, rng));
+            reached += p / ROTATED_LEAST - 1.0;
+            looks += 1.0;
+        }
+        if let Some(p) = findings.get_mut(1) {
+            p.value = (1.0 + reached) / (looks * (1.0 / ROTATED_LEAST - 1.0) + 1.0);
+        }
+    }
     for finding in &mut findings {
         finding.attack = Attack::Matching;
         if finding.statistic.starts_with("p of ") {
-            finding.value = (finding.value * pairs as f64).min(1.0);
+            finding.value = (finding.value * chances as f64).min(1.0);
             finding.interval = Interval::exact(finding.value);
         }
     }
