@@ -15,7 +15,7 @@ use crate::wiring::index_of;
 
 /// Of so many datagrams, one is kept whole.
 const WHOLE_EVERY: usize = 29;
-/// Datagrams kept whole, at most: 11 MiB of them.
+/// Datagrams kept whole, at most, drawn from all of a recording: 11 MiB of them.
 const WHOLE_KEPT: usize = 8192;
 /// Bytes captured on a wire: more than any frame of the lab.
 const FRAME: u32 = 2048;
@@ -71,6 +71,10 @@ type Read = fn(&[u8]) -> Option<(Ipv4Addr, Ipv4Addr, u16)>;
 #[derive(Debug, Default)]
 struct Notes {
     recording: Recording,
+    /// Datagrams that might have been kept whole.
+    candidates: u64,
+    /// State of the draw among them.
+    draw: u64,
     lost_in_all: u64,
     lost_before: u64,
 }
@@ -131,6 +135,7 @@ impl Recorder {
         let mut taken = std::mem::replace(&mut notes.recording, fresh());
         taken.lost += notes.lost_in_all - notes.lost_before;
         notes.lost_before = notes.lost_in_all;
+        notes.candidates = 0;
         taken
     }
 
@@ -162,10 +167,19 @@ impl Notes {
             return;
         }
         if recording.seen.len().is_multiple_of(WHOLE_EVERY)
-            && recording.whole.len() < WHOLE_KEPT
             && let Some(bytes) = frame.get(UDP_PAYLOAD_IPV4..)
         {
-            recording.whole.push(Datagram { source, destination, bytes: bytes.to_vec() });
+            self.candidates += 1;
+            if recording.whole.len() < WHOLE_KEPT {
+                recording.whole.push(Datagram { source, destination, bytes: bytes.to_vec() });
+            } else if let Some(place) = drawn(&mut self.draw, self.candidates)
+                && let Some(kept) = recording.whole.get_mut(place)
+            {
+                // In the room of the one that it takes the place of.
+                (kept.source, kept.destination) = (source, destination);
+                kept.bytes.clear();
+                kept.bytes.extend_from_slice(bytes);
+            }
         }
         let at = u64::try_from(at.as_nanos()).unwrap_or(u64::MAX);
         let [ports, first] =
@@ -177,6 +191,16 @@ impl Notes {
         let first = first.first().copied().unwrap_or(0);
         recording.seen.push(Seen { at, source, destination, length, ports, first });
     }
+}
+
+/// Whose place the newest of `candidates` takes, if any: each is kept as likely as any other (Vitter's algorithm R).
+fn drawn(state: &mut u64, candidates: u64) -> Option<usize> {
+    // SplitMix64: nobody has to be kept from guessing what is sampled.
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut mixed = (*state ^ (*state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^= mixed >> 31;
+    usize::try_from(mixed % candidates.max(1)).ok().filter(|place| *place < WHOLE_KEPT)
 }
 
 fn fresh() -> Recording {
@@ -207,6 +231,25 @@ fn locked(notes: &Mutex<Notes>) -> MutexGuard<'_, Notes> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn datagrams_are_kept_from_all_of_a_recording() {
+        let mut notes = Notes::default();
+        let count = u32::try_from(WHOLE_EVERY * WHOLE_KEPT * 4).unwrap();
+        let ends = (Ipv4Addr::LOCALHOST, Ipv4Addr::LOCALHOST, 4);
+        let mut frame = [0; UDP_PAYLOAD_IPV4 + 4];
+        for number in 0..count {
+            frame[UDP_PAYLOAD_IPV4..].copy_from_slice(&number.to_be_bytes());
+            notes.write(Duration::from_millis(number.into()), ends, &frame);
+        }
+        let mut quarters = [0; 4];
+        for datagram in &notes.recording.whole {
+            let number = u32::from_be_bytes(datagram.bytes[..].try_into().unwrap());
+            quarters[usize::try_from(u64::from(number) * 4 / u64::from(count)).unwrap()] += 1;
+        }
+        assert_eq!(quarters.iter().sum::<usize>(), WHOLE_KEPT);
+        assert!(quarters.iter().all(|kept| (1800..2300).contains(kept)), "{quarters:?}");
+    }
 
     #[test]
     fn an_ipv4_packet_is_read_and_others_are_not() {

@@ -22,6 +22,7 @@ pub(super) fn of(run: &Run, mut round_trips: Vec<f64>) -> Cost {
         overhead: loaded / payload,
         round_trip_p50_ms: quantile(&round_trips, 0.5),
         round_trip_p99_ms: quantile(&round_trips, 0.99),
+        missed_slots: run.missed_slots,
         added_p50_ms: None,
         added_p99_ms: None,
     }

@@ -16,8 +16,9 @@ use relay_user::observe::stats::shuffle;
 use relay_user::observe::trace::Window;
 
 use super::network::Network;
-use super::record::{Wires, nanos, now, wires};
+use super::record::{SILENT_IN, Wires, nanos, now, wires};
 use super::scenario::{Programs, Scenario};
+use super::seed;
 use super::servers::Servers;
 
 /// Both clients.
@@ -51,24 +52,29 @@ pub(super) fn record(
     network: &mut Network<'_>,
     servers: &Servers,
     blocks: u32,
-    rng: &mut ChaCha8Rng,
+    seed: u64,
     interrupt: &Interrupt,
 ) -> Result<Duo> {
     let mut programs = Vec::new();
     for client in CLIENTS {
-        programs.push(Programs::start(lab, client, &[Scenario::Chat])?);
+        programs.push(Programs::start(lab, client, &[Scenario::Chat], seed::of(seed, &[client.name()]))?);
     }
     let recorder = Recorder::on_wire(lab.netns(Host::Wire), lab.wire_ports())?;
+    let inside =
+        CLIENTS.map(|client| Recorder::at_interface(lab.netns(client), network.interface_of(client)));
+    let [one, other] = inside;
+    let inside = [one?, other?];
     for one in &mut programs {
         one.begin(Scenario::Chat)?;
     }
     let mut order: Vec<bool> = (0..blocks).map(|number| number % 2 == 0).collect();
-    shuffle(&mut order, rng);
+    shuffle(&mut order, &mut seed::rng(seed, &["order"]));
     let began = now();
     let mut due = Instant::now();
-    let mut windows = Vec::new();
+    let (mut windows, mut stretches) = (Vec::new(), Vec::new());
     for (number, together) in (0..).zip(order) {
         servers.let_talk(together);
+        let start = now().saturating_sub(began);
         let mut from = now().saturating_sub(began) + nanos(GUARD);
         due += BLOCK;
         std::thread::sleep(due.saturating_duration_since(Instant::now()));
@@ -77,15 +83,43 @@ pub(super) fn record(
             windows.push((from, from + nanos(WINDOW), number, together));
             from += nanos(WINDOW);
         }
+        stretches.push((start, end));
         if interrupt.is_set() {
             bail!("interrupted");
         }
     }
+    for one in &mut programs {
+        one.end()?;
+    }
     std::thread::sleep(Duration::from_millis(30));
-    let recording = recorder.take();
+    let listening = recorder.is_listening() && inside.iter().all(Recorder::is_listening);
+    let (recording, inside) = (recorder.take(), inside.map(|inside| inside.take()));
     network.check()?;
-    let invalid = (recording.lost > 0).then(|| format!("the capture lost {} packets", recording.lost));
+    let lost = recording.lost + inside.iter().map(|inside| inside.lost).sum::<u64>();
+    let failures = programs.iter().map(|one| one.failures).sum();
+    let times = inside.map(|inside| inside.seen.iter().map(|seen| seen.at.saturating_sub(began)).collect());
+    let invalid = if listening {
+        complaint(&stretches, &times, lost, failures)
+    } else {
+        Some("a recorder ended before the run did".to_owned())
+    };
     Ok(Duo { wires: wires(&recording, began), windows, invalid })
+}
+
+/// Why what was recorded may not be judged: a chat that did not happen says nothing of who talks with whom.
+fn complaint(stretches: &[(u64, u64)], times: &[Vec<u64>; 2], lost: u64, failures: u32) -> Option<String> {
+    if lost > 0 {
+        return Some(format!("the capture lost {lost} packets"));
+    }
+    if failures > 0 {
+        return Some(format!("a program that makes the payload ended by itself {failures} times"));
+    }
+    CLIENTS.iter().zip(times).find_map(|(client, times)| {
+        let spoke = |&&(from, to): &&(u64, u64)| times.iter().any(|at| (from..to).contains(at));
+        let silent = stretches.len() - stretches.iter().filter(spoke).count();
+        (silent * SILENT_IN > stretches.len())
+            .then(|| format!("{} was silent in {silent} of {} stretches", client.name(), stretches.len()))
+    })
 }
 
 impl Duo {
@@ -105,13 +139,13 @@ impl Duo {
     /// Attack 4: which of both gets what one of both sends?
     pub(super) fn matching(&self, rng: &mut ChaCha8Rng) -> Vec<Finding> {
         let mut pairs = Vec::new();
-        for (moment, &(from, to, _, talking)) in (0..).zip(&self.windows) {
+        for (moment, &(from, to, block, talking)) in (0..).zip(&self.windows) {
             for (one, other) in CLIENTS.into_iter().zip([CLIENTS[1], CLIENTS[0]]) {
                 let receiver = if talking { other } else { one };
                 if let (Some(ingress), Some(egress)) =
                     (self.sent(one, from, to), self.got(receiver, from, to))
                 {
-                    pairs.push(Pair { ingress, egress, block: moment });
+                    pairs.push(Pair { ingress, egress, moment, block });
                 }
             }
         }
@@ -142,5 +176,22 @@ impl Duo {
 
     fn got(&self, client: Host, from: u64, to: u64) -> Option<Window<'_>> {
         Some(self.wires.get(&(Host::Entry, client))?.window(from, to))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chat_that_did_not_happen_is_told() {
+        let stretches: Vec<(u64, u64)> = (0..40).map(|number| (number * 100, number * 100 + 90)).collect();
+        let times = |count: u64| -> Vec<u64> { (0..count).map(|number| number * 100 + 50).collect() };
+        assert_eq!(complaint(&stretches, &[times(40), times(38)], 0, 0), None);
+        assert!(
+            complaint(&stretches, &[times(40), times(37)], 0, 0).is_some_and(|why| why.contains("3 of 40"))
+        );
+        assert!(complaint(&stretches, &[times(40), times(40)], 2, 0).is_some());
+        assert!(complaint(&stretches, &[times(40), times(40)], 0, 1).is_some());
     }
 }

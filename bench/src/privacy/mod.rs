@@ -26,6 +26,7 @@ mod plain;
 pub mod record;
 pub mod row;
 pub mod scenario;
+mod seed;
 mod servers;
 pub mod text;
 mod tool;
@@ -37,7 +38,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use rand_chacha::ChaCha8Rng;
-use rand_core::{Rng as _, SeedableRng as _};
+use rand_core::Rng as _;
 use relay_tests::interrupt::Interrupt;
 use relay_tests::{Host, Lab};
 use relay_user::engine::schedule::Law;
@@ -208,7 +209,6 @@ struct Bench<'a> {
     workers_cpu: Option<usize>,
     interrupt: Interrupt,
     started: Instant,
-    rng: ChaCha8Rng,
     probe: GapProbe,
     rows: Vec<Row>,
     cost: Vec<Cost>,
@@ -224,7 +224,6 @@ impl<'a> Bench<'a> {
             workers_cpu: cpus.last().copied().filter(|_| cpus.len() > 1 && !options.shared_cores),
             interrupt: Interrupt::listen()?,
             started: Instant::now(),
-            rng: ChaCha8Rng::seed_from_u64(options.seed),
             probe: GapProbe::new(),
             rows: Vec::new(),
             cost: Vec::new(),
@@ -247,12 +246,13 @@ impl<'a> Bench<'a> {
             self.pictures.extend(picture::of(run));
             for &scenario in &run.plan.scenarios {
                 self.progress(&format!("{}, {}: attacks", defence.name, run.plan.name(scenario)));
-                attack::one(run, scenario, &mut found, &mut self.rng);
+                let name = run.plan.name(scenario);
+                attack::one(run, scenario, &mut found, &mut self.rng(&["attacks", defence.name, &name]));
                 self.heed_interrupt()?;
             }
         }
         self.progress(&format!("{}: attacks over all scenarios", defence.name));
-        attack::all(&runs, &mut found, &mut self.rng);
+        attack::all(&runs, &mut found, &mut self.rng(&["attacks", defence.name]));
         // Machines give the guarantee up: what is found of them is told, and is no miss.
         let told = |row: Row| if defence.machines { row.without_target() } else { row };
         self.rows.extend(found.rows.into_iter().map(told));
@@ -261,7 +261,8 @@ impl<'a> Bench<'a> {
         if is_wanted(&self.options.scenarios, "two") {
             self.progress(&format!("{}: two who chat", defence.name));
             let duo = self.record_two(defence)?;
-            self.rows.extend(attack::two(&duo, defence, &mut self.rng).into_iter().map(told));
+            let mut rng = self.rng(&["attacks", defence.name, "two"]);
+            self.rows.extend(attack::two(&duo, defence, &mut rng).into_iter().map(told));
         }
         self.heed_interrupt()?;
         if is_wanted(&self.options.scenarios, "mark") {
@@ -282,10 +283,11 @@ impl<'a> Bench<'a> {
         let (cpu, _left) = self.workers_apart()?;
         let _servers = Servers::start(lab.netns(Host::Service), service)?;
         let mut network = Network::start(&lab, &self.options.relay, defence, &[Host::Client], cpu)?;
-        let marked = mark::record(&lab, &mut network, (defence, plan), &mut self.rng, &self.interrupt)?;
+        let mut rng = self.rng(&["marks", defence.name]);
+        let marked = mark::record(&lab, &mut network, (defence, plan), &mut rng, &self.interrupt)?;
         drop(network);
         self.progress(&format!("{}: attacks on marks", defence.name));
-        Ok(marked.rows(&mut self.rng))
+        Ok(marked.rows(&mut self.rng(&["attacks", defence.name, "marks"])))
     }
 
     fn record_two(&mut self, defence: Defence) -> Result<Duo> {
@@ -301,7 +303,7 @@ impl<'a> Bench<'a> {
             (false, true) => 300,
             (false, false) => 40,
         };
-        duo::record(&lab, &mut network, &servers, blocks, &mut self.rng, &self.interrupt)
+        duo::record(&lab, &mut network, &servers, blocks, self.seed(&["two", defence.name]), &self.interrupt)
     }
 
     /// Attack 10, with the truth at hand: as the schedules are, and with a leak planted.
@@ -313,7 +315,7 @@ impl<'a> Bench<'a> {
                 continue;
             }
             self.progress(&format!("{name}: a million cells with the truth at hand"));
-            let found = cover::measure(law, name, quick, &mut self.rng);
+            let found = cover::measure(law, name, quick, &mut self.rng(&["truth", name]));
             self.rows.extend(found.unwrap_or_else(|error| vec![not_run(Defence::schedule(name), &error)]));
             if self.interrupt.is_set() {
                 return;
@@ -329,13 +331,14 @@ impl<'a> Bench<'a> {
         let _servers = Servers::start(lab.netns(Host::Service), service)?;
         let mut network = Network::start(&lab, &self.options.relay, defence, &[Host::Client], cpu)?;
         self.progress(&format!("{}: round trips", defence.name));
-        let rng = &mut self.rng;
+        let mut rng = self.rng(&["round trips", defence.name]);
         let pause = || Duration::from_micros(5_000 + rng.next_u64() % 20_000);
         let round_trips = network.round_trips(ROUND_TRIPS, pause)?;
         for plan in plans {
             let fault = plan.fault.map_or("sound link", Fault::name);
             self.progress(&format!("{}, {fault}: recording", defence.name));
-            match record::record(&lab, &mut network, (defence, plan), &mut self.rng, &self.interrupt) {
+            let seed = self.seed(&["record", defence.name, fault]);
+            match record::record(&lab, &mut network, (defence, plan), seed, &self.interrupt) {
                 Ok(run) => runs.push(run),
                 Err(error) => {
                     self.heed_interrupt()?;
@@ -355,6 +358,14 @@ impl<'a> Bench<'a> {
     fn workers_apart(&self) -> Result<(Option<usize>, Option<Left>)> {
         let Some(cpu) = self.workers_cpu else { return Ok((None, None)) };
         Ok((Some(cpu), Some(cpu::leave(cpu)?)))
+    }
+
+    fn seed(&self, purpose: &[&str]) -> u64 {
+        seed::of(self.options.seed, purpose)
+    }
+
+    fn rng(&self, purpose: &[&str]) -> ChaCha8Rng {
+        seed::rng(self.options.seed, purpose)
     }
 
     fn heed_interrupt(&self) -> Result<()> {
@@ -418,7 +429,7 @@ mod tests {
 
     fn options(quick: bool, scenarios: &[&str]) -> Options {
         let scenarios = scenarios.iter().map(|&name| name.to_owned()).collect();
-        Options { quick, relay: PathBuf::new(), seed: 1, scenarios, defences: Vec::new() }
+        Options { quick, relay: PathBuf::new(), seed: 1, shared_cores: false, scenarios, defences: Vec::new() }
     }
 
     #[test]

@@ -133,7 +133,16 @@ impl<'a> Network<'a> {
 
     /// The client's interface into the tunnel.
     pub(super) fn interface(&self) -> &'static str {
-        if self.nodes.is_some() { "ew0" } else { plain::INTERFACE }
+        self.interface_of(Host::Client)
+    }
+
+    /// A client's interface into the tunnel.
+    pub(super) fn interface_of(&self, client: Host) -> &'static str {
+        match (&self.nodes, client) {
+            (Some(_), _) => "ew0",
+            (None, Host::Second) => plain::SECOND_INTERFACE,
+            (None, _) => plain::INTERFACE,
+        }
     }
 
     /// Round trips of `count` packets to the service and back, at random times, in milliseconds; lost ones are left

@@ -98,6 +98,7 @@ fn costs(out: &mut String, costs: &[Cost]) {
         "p99, ms",
         "added p50, ms",
         "added p99, ms",
+        "slots missed",
     ] {
         let _ = write!(out, "<th class=\"number\">{title}</th>");
     }
@@ -117,7 +118,7 @@ fn costs(out: &mut String, costs: &[Cost]) {
             let text = value.map_or_else(String::new, |value| format!("{value:.2}"));
             let _ = write!(out, "<td class=\"number\">{text}</td>");
         }
-        out.push_str("</tr>\n");
+        let _ = writeln!(out, "<td class=\"number\">{}</td></tr>", cost.missed_slots);
     }
     out.push_str("</tbody>\n</table>\n");
 }

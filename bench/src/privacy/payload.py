@@ -1,6 +1,6 @@
 """Programs of a person in the lab: a chat and a telephone call, which speak while told to.
 
-    payload.py chat|voice ADDRESS PORT
+    payload.py chat|voice ADDRESS PORT SEED
 
 A line "on" or "off" on standard input begins or ends the speaking; its end ends the program. Both sides are heard:
 the service answers every message.
@@ -44,7 +44,8 @@ def voice(address):
 
 
 def main():
-    kind, host, port = sys.argv[1:]
+    kind, host, port, seed = sys.argv[1:]
+    random.seed(int(seed))
     link, speak = {"chat": chat, "voice": voice}[kind]((host, int(port)))
     print("ready", flush=True)
     due = None

@@ -10,6 +10,8 @@ use super::tool::call;
 
 /// The client's interface into the tunnel.
 pub(super) const INTERFACE: &str = "vx1";
+/// The second client's.
+pub(super) const SECOND_INTERFACE: &str = "vx4";
 
 /// The tunnel's joints, from the clients on.
 const JOINTS: [(u8, Host, Host); 4] = [

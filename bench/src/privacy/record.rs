@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, bail};
-use rand_chacha::ChaCha8Rng;
 use rand_core::Rng as _;
 use relay_common::wire::{CELL_LEN, DatagramType};
 use relay_tests::interrupt::Interrupt;
@@ -13,13 +12,13 @@ use relay_tests::nodes::{CLIENT_RATE, TRUNK_RATE};
 use relay_tests::recorder::{Datagram, Seen};
 use relay_tests::{Host, Lab, Recorder, Recording};
 use relay_user::observe::attacks::connections::{Event, Kind};
-use relay_user::observe::stats::shuffle;
 use relay_user::observe::trace::{Sample, Sight, Trace, Window};
 
 use super::attack::{CLIENT, TRUNKS};
 use super::fault::{self, Fault};
 use super::network::{Defence, Network};
 use super::scenario::{Programs, Scenario};
+use super::seed;
 
 /// Time for programs and recorders to come to rest before the first stretch.
 const SETTLE: Duration = Duration::from_millis(300);
@@ -30,7 +29,7 @@ pub(super) const SEEN_AT_LEAST: f64 = 0.75;
 /// Of so many frames that feel a fault, one may get lost by the box instead.
 const SPOILT_IN: u64 = 1000;
 /// Of so many stretches with payload, one may come out without: more, and the programs do not do what they are said to.
-const SILENT_IN: usize = 20;
+pub(super) const SILENT_IN: usize = 20;
 
 /// What is done, and how often.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -147,14 +146,27 @@ impl Run {
         cuts
     }
 
-    /// Windows of `trace`: those of a scenario, labelled 1, and their counterpart, labelled 0.
+    /// Windows of `trace`: those of a scenario, labelled 1, and their counterpart, labelled 0. Labels are traded by stretch
+    /// where chance is asked, so stretches of both kinds have to weigh alike: none gives more windows than the middle one of
+    /// the kind that has fewer, though it be longer or payload flow in more of it.
     pub fn samples<'a>(&self, trace: &'a Trace, scenario: Scenario) -> Vec<Sample<'a>> {
         let of = |cut: &Cut| cut.scenario.is_none() || cut.scenario == Some(scenario);
-        let sample = |cut: Cut| {
+        let cuts: Vec<Cut> = self.cuts().into_iter().filter(of).collect();
+        let blocks: Vec<&[Cut]> = cuts.chunk_by(|a, b| a.block == b.block).collect();
+        let usual = [true, false].map(|counterpart| {
+            let kind = blocks.iter().filter(|cuts| cuts[0].scenario.is_none() == counterpart);
+            let mut counts: Vec<usize> = kind.map(|cuts| cuts.len()).collect();
+            counts.sort_unstable();
+            counts.get(counts.len() / 2).copied().unwrap_or(0)
+        });
+        let most = usual[0].min(usual[1]);
+        let sample = |cut: &Cut| {
             let window: Window<'a> = trace.window(cut.from, cut.to);
             Sample { window, label: u16::from(cut.scenario.is_some()), block: cut.block }
         };
-        self.cuts().into_iter().filter(of).map(sample).collect()
+        // Evenly over the stretch.
+        let places = |count: usize| (0..most.min(count)).map(move |place| place * count / most.min(count));
+        blocks.into_iter().flat_map(|cuts| places(cuts.len()).map(|place| sample(&cuts[place]))).collect()
     }
 }
 
@@ -166,12 +178,12 @@ pub(super) fn record(
     lab: &Lab,
     network: &mut Network<'_>,
     (defence, plan): (Defence, Plan),
-    rng: &mut ChaCha8Rng,
+    seed: u64,
     interrupt: &Interrupt,
 ) -> Result<Run> {
-    let fault = plan.fault.map(|fault| fault::apply(lab, fault, rng.next_u64())).transpose();
+    let fault = plan.fault.map(|fault| fault::apply(lab, fault, seed::of(seed, &["fault"]))).transpose();
     let fault = fault.context("the link's fault cannot be had")?;
-    let run = watch(lab, network, (defence, plan), rng, interrupt);
+    let run = watch(lab, network, (defence, plan), seed, interrupt);
     let Some(fault) = fault else { return run };
     let felt = fault.felt();
     let spoilt = fault.lift()?;
@@ -193,10 +205,10 @@ fn watch(
     lab: &Lab,
     network: &mut Network<'_>,
     (defence, plan): (Defence, Plan),
-    rng: &mut ChaCha8Rng,
+    seed: u64,
     interrupt: &Interrupt,
 ) -> Result<Run> {
-    let mut programs = Programs::start(lab, Host::Client, &plan.scenarios)?;
+    let mut programs = Programs::start(lab, Host::Client, &plan.scenarios, seed)?;
     let wire = Recorder::on_wire(lab.netns(Host::Wire), lab.wire_ports())?;
     let inside = Recorder::at_interface(lab.netns(Host::Client), network.interface())?;
     let missed = network.missed_slots();
@@ -204,7 +216,7 @@ fn watch(
     let began = now();
     let mut blocks = Vec::new();
     let mut due = Instant::now();
-    for scenario in order(&plan, rng) {
+    for scenario in order(&plan, seed) {
         let from = now().saturating_sub(began);
         let busy = scenario.filter(|scenario| *scenario != Scenario::Idle);
         if let Some(scenario) = busy {
@@ -313,14 +325,18 @@ fn complaint(run: &Run, lost: u64, failures: u32) -> Option<String> {
     (silent * SILENT_IN > count).then(|| format!("{silent} of {count} stretches carried no payload"))
 }
 
-/// The stretches of a plan, in random order.
-fn order(plan: &Plan, rng: &mut ChaCha8Rng) -> Vec<Option<Scenario>> {
-    let mut order: Vec<Option<Scenario>> = (0..plan.idle).map(|_| None).collect();
-    for &scenario in &plan.scenarios {
-        order.extend((0..plan.each).map(|_| Some(scenario)));
-    }
-    shuffle(&mut order, rng);
-    order
+/// The stretches of a plan, in random order: the same order of those that remain where a payload is left out.
+fn order(plan: &Plan, seed: u64) -> Vec<Option<Scenario>> {
+    let kinds = std::iter::once((None, plan.idle));
+    let kinds = kinds.chain(plan.scenarios.iter().map(|&scenario| (Some(scenario), plan.each)));
+    let mut order: Vec<(u64, Option<Scenario>)> = kinds
+        .flat_map(|(kind, count)| {
+            let mut rng = seed::rng(seed, &["order", kind.map_or("counterpart", Scenario::name)]);
+            (0..count).map(move |_| (rng.next_u64(), kind))
+        })
+        .collect();
+    order.sort_by_key(|(place, _)| *place);
+    order.into_iter().map(|(_, kind)| kind).collect()
 }
 
 /// The clock that the kernel stamps packets with, in nanoseconds.
@@ -335,7 +351,6 @@ pub(super) fn nanos(duration: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rand_core::SeedableRng as _;
 
     const fn ms(ms: u64) -> u64 {
         ms * 1_000_000
@@ -375,19 +390,22 @@ mod tests {
         let labels = |scenario| -> Vec<u16> {
             run.samples(&run.inside[0], scenario).iter().map(|sample| sample.label).collect()
         };
-        assert_eq!((labels(Scenario::Bulk), labels(Scenario::Idle)), (vec![0, 1], vec![0, 1, 1]));
+        assert_eq!((labels(Scenario::Bulk), labels(Scenario::Idle)), (vec![0, 1], vec![0, 1]));
     }
 
     #[test]
     fn the_seed_gives_the_order_and_the_plan_what_is_in_it() {
         let plan = Plan { idle: 30, each: 10, ..run().plan };
-        let orders: Vec<_> = (0..2).map(|seed| order(&plan, &mut ChaCha8Rng::seed_from_u64(seed))).collect();
+        let orders: Vec<_> = (0..2).map(|seed| order(&plan, seed)).collect();
         for order in &orders {
             let count = |what| order.iter().filter(|scenario| **scenario == what).count();
             assert_eq!((count(None), count(Some(Scenario::Bulk)), order.len()), (30, 10, 50));
         }
         assert_ne!(orders[0], orders[1]);
-        assert_eq!(orders[0], order(&plan, &mut ChaCha8Rng::seed_from_u64(0)));
+        assert_eq!(orders[0], order(&plan, 0));
+        let fewer = Plan { scenarios: vec![Scenario::Bulk], ..plan };
+        let without = orders[0].iter().copied().filter(|kind| *kind != Some(Scenario::Idle));
+        assert_eq!(order(&fewer, 0), without.collect::<Vec<_>>(), "the others keep their places");
     }
 
     #[test]

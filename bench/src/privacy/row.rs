@@ -85,6 +85,27 @@ impl Row {
         }
     }
 
+    /// A figure that could not be had, and why: a row that is missing would be taken for one that nobody asked for.
+    pub fn nothing(
+        attack: Attack,
+        scenario: impl Into<String>,
+        defence: impl Into<String>,
+        why: impl Into<String>,
+    ) -> Self {
+        Self {
+            attack,
+            scenario: scenario.into(),
+            defence: defence.into(),
+            statistic: "all".into(),
+            value: f64::NAN,
+            interval: Interval { low: f64::NAN, high: f64::NAN },
+            target: Target::None,
+            samples: 0,
+            status: Status::NoPower,
+            note: why.into(),
+        }
+    }
+
     /// The same row for a defence that attacks must see through: what is to be at chance must be far from it.
     pub fn as_control(mut self, wanted: Target) -> Self {
         let met = match wanted {
@@ -151,7 +172,9 @@ pub struct Cost {
     pub round_trip_p50_ms: f64,
     /// The same, 99 % of all.
     pub round_trip_p99_ms: f64,
-    /// What that is more than without shaping, half of all.
+    /// Slots that the client and the relays missed in the same run, without a cell sent in them.
+    pub missed_slots: u64,
+    /// What round trips take more than without shaping, half of all.
     pub added_p50_ms: Option<f64>,
     /// The same, 99 %.
     pub added_p99_ms: Option<f64>,
@@ -199,6 +222,15 @@ mod tests {
         assert_eq!(row(0.5, 0.01).as_control(wanted).is_ok(), Some(false));
         assert_eq!(row(f64::NAN, 0.01).as_control(wanted).status, Status::NoPower);
         assert_eq!(row(0.98, 0.01).invalid("x").as_control(wanted).status, Status::Invalid);
+    }
+
+    #[test]
+    fn what_could_not_be_had_is_no_pass() {
+        let row = Row::nothing(Attack::Rates, "all", "constant", "nothing was seen");
+        assert_eq!(
+            (row.is_ok(), row.status, row.note.as_str()),
+            (Some(false), Status::NoPower, "nothing was seen")
+        );
     }
 
     #[test]

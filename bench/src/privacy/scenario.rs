@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use relay_tests::processes::end_child;
 use relay_tests::{Host, Lab};
 
-use super::servers;
+use super::{seed, servers};
 
 const SCRIPT: &str = include_str!("payload.py");
 /// First of the ports that iperf3 listens on; one client at a time each, so they take turns.
@@ -181,6 +181,8 @@ pub(super) struct Programs<'a> {
     lab: &'a Lab,
     client: Host,
     service: Ipv4Addr,
+    /// Decides what people say and when.
+    seed: u64,
     turns: u16,
     /// Those that run all the time and are told on their standard input.
     told: Vec<(Scenario, Child, ChildStdin)>,
@@ -193,16 +195,17 @@ pub(super) struct Programs<'a> {
 }
 
 impl<'a> Programs<'a> {
-    /// Starts what has to run all the time for `scenarios` of a client.
+    /// Starts what has to run all the time for `scenarios` of a client; `seed` decides what they say.
     ///
     /// # Errors
     /// Where a program cannot be started or reaches nobody.
-    pub(super) fn start(lab: &'a Lab, client: Host, scenarios: &[Scenario]) -> Result<Self> {
+    pub(super) fn start(lab: &'a Lab, client: Host, scenarios: &[Scenario], seed: u64) -> Result<Self> {
         let service = Host::Service.address().context("the service has an address")?;
         let mut programs = Self {
             lab,
             client,
             service,
+            seed,
             turns: 0,
             told: Vec::new(),
             servers: Vec::new(),
@@ -226,6 +229,7 @@ impl<'a> Programs<'a> {
     fn tell(&mut self, scenario: Scenario, port: u16) -> Result<()> {
         let mut python = Command::new("python3");
         python.args(["-I", "-c", SCRIPT, scenario.name(), &self.service.to_string(), &port.to_string()]);
+        python.arg(seed::of(self.seed, &[scenario.name()]).to_string());
         quiet(&mut python);
         python.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
         let mut child = self.lab.spawn(self.client, &mut python)?;
@@ -257,8 +261,16 @@ impl<'a> Programs<'a> {
     /// # Errors
     /// Where a program cannot be ended.
     pub(super) fn end(&mut self) -> Result<()> {
-        self.say("off")?;
-        self.speaking = None;
+        // One that has ended cannot be told, and is counted below.
+        let told = self.say("off");
+        let spoke = self.speaking.take();
+        if let Some((_, child, _)) = self.told.iter_mut().find(|(scenario, ..)| Some(*scenario) == spoke)
+            && child.try_wait()?.is_some()
+        {
+            self.failures += 1;
+        } else {
+            told?;
+        }
         if let Some(mut child) = self.running.take() {
             if child.try_wait()?.is_some() {
                 self.failures += 1;

@@ -63,7 +63,7 @@ pub fn table(report: &Report) -> String {
         let _ = writeln!(
             out,
             "  {:<defence$} idle {:>6.2} Mbit/s   download {:>6.2} Mbit/s for {:>6.2} of payload ({:.2} to 1)   \
-             round trip p50 {:.2} ms{}, p99 {:.2} ms{}",
+             round trip p50 {:.2} ms{}, p99 {:.2} ms{}   {} slots missed",
             cost.defence,
             cost.wire_idle_mbit,
             cost.wire_bulk_mbit,
@@ -73,6 +73,7 @@ pub fn table(report: &Report) -> String {
             added(cost.added_p50_ms),
             cost.round_trip_p99_ms,
             added(cost.added_p99_ms),
+            cost.missed_slots,
         );
     }
     for reason in &report.left_out {

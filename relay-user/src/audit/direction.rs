@@ -14,7 +14,7 @@ pub(crate) const FEWEST: usize = 2000;
 /// Cells of a window in which a changed rate is looked for.
 const WINDOW_CELLS: f64 = 200.0;
 /// Likelihood below which a rate is said to have changed.
-const CHANGED: f64 = 0.001;
+pub(super) const CHANGED: f64 = 0.001;
 
 /// A direction's figures.
 #[derive(Clone, Debug)]

@@ -3,12 +3,12 @@
 
 use rand_chacha::ChaCha8Rng;
 
-use super::BINS;
 use super::marks::{Mark, Marks, Span};
 use super::row::{Row, plain, with_p};
+use super::{BINS, parted};
 use crate::observe::attacks::activity::activity;
 use crate::observe::attacks::connections::{Event, Kind, Watch, connections};
-use crate::observe::attacks::correlation::{Run, correlation};
+use crate::observe::attacks::correlation::correlation;
 use crate::observe::attacks::distribution::distribution;
 use crate::observe::attacks::fingerprint::fingerprint;
 use crate::observe::attacks::information::of_labels;
@@ -131,9 +131,9 @@ fn with_marks(
         (0..(mark.to.min(to) - first) / width).map(move |bin| Sight { at: first + bin * width, length: 1000 })
     });
     let payload = Trace::new(packets.collect());
-    let run = Run { payload: payload.window(from, to), wire: trace.window(from, to) };
+    let runs = parted(&payload, trace, (from, to), width, LAGS);
     let power = |finding: &Finding| format!("{} is", plain(4.2 / (finding.samples.max(1) as f64).sqrt()));
-    with_p(name, &correlation(&[run], width, LAGS, rng), power, NEEDS)
+    with_p(name, &correlation(&runs, width, LAGS, rng), power, NEEDS)
 }
 
 /// Attack 6: stretches around marks' ends against stretches just before and in the middle of them.

@@ -8,6 +8,8 @@
 //!
 //! Pure: the same capture, marks and seed give the same report. No address gets into one.
 
+#[cfg(test)]
+mod calibration;
 mod canvas;
 mod direction;
 mod law;
@@ -28,19 +30,25 @@ pub(crate) use row::Says;
 
 use crate::observe::attacks::correlation::{Run, correlation};
 use crate::observe::capture::{Capture, Direction};
-use crate::observe::finding::{Attack, Finding};
-use crate::observe::trace::SECOND;
+use crate::observe::finding::{Attack, Finding, Interval};
+use crate::observe::trace::{SECOND, Trace};
 use report::{Begun, Untested};
 use row::{Row, plain, with_p};
 
 /// Nanoseconds after a capture's first packet in which the first cell of a link may come that was up before: a class has
 /// one cell a second at least.
 const SETTLED: u64 = 2 * SECOND;
+/// Of a second, so many bins at most: delays between what is captured lie within it.
+const BINS_A_SECOND: u64 = 20;
 /// Pairs of directions that are held against each other.
 const PAIRS: usize = 12;
 /// Bins of that, at most, and how far one may lag behind the other, in bins.
 const BINS: u64 = 50_000;
-const LAGS: usize = 10;
+const LAGS: usize = 2;
+/// The least p-value that one look at rotations gives.
+const ROTATED_LEAST: f64 = 0.001;
+/// Parts of a capture that are rotated by themselves, at most.
+const PARTS: u64 = 8;
 
 /// Why a capture has no report.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -177,20 +185,14 @@ fn followers(judged: &[&Named<'_>], rng: &mut ChaCha8Rng) -> Vec<Row> {
         .iter()
         .enumerate()
         .flat_map(|(place, one)| judged.iter().skip(place + 1).map(move |other| (*one, *other)));
+    let pairs: Vec<_> = pairs.take(PAIRS).collect();
     let mut rows = Vec::new();
-    for ((one, a), (other, b)) in pairs.take(PAIRS) {
+    for &((one, a), (other, b)) in &pairs {
         let (from, to) = (a.span.0.max(b.span.0), a.span.1.min(b.span.1));
-        let (wa, wb) = (a.trace.window(from, to), b.trace.window(from, to));
-        let rate = wa.rate().min(wb.rate()).max(1e-3);
-        let bin = bin(20.0 / rate * 1e9).max(SECOND / 10).max(to.saturating_sub(from) / BINS);
-        let mut findings = correlation(&[Run { payload: wa, wire: wb }], bin, LAGS, rng);
-        for finding in &mut findings {
-            finding.attack = Attack::Matching;
-        }
+        let findings = alike(&a.trace, &b.trace, (from, to), pairs.len(), rng);
         let power =
             |finding: &Finding| format!("{} is found", plain(4.2 / (finding.samples.max(1) as f64).sqrt()));
-        let needs =
-            "needs some 200 bins of 20 cells and more in which both were captured, and counts that change";
+        let needs = "needs counts that change, and bins of 20 cells and more in which both were captured, 200 or more";
         rows.extend(with_p(&format!("{one} and {other}"), &findings, power, needs));
     }
     for row in &mut rows {
@@ -199,6 +201,62 @@ fn followers(judged: &[&Named<'_>], rng: &mut ChaCha8Rng) -> Vec<Row> {
         }
     }
     rows
+}
+
+/// How alike two directions' cells are, one of `pairs` such pairs. Each is a chance of a false alarm, so p-values are those
+/// of the least of all.
+fn alike(
+    one: &Trace,
+    other: &Trace,
+    (from, to): (u64, u64),
+    pairs: usize,
+    rng: &mut ChaCha8Rng,
+) -> Vec<Finding> {
+    let rate = one.window(from, to).rate().min(other.window(from, to).rate()).max(1e-3);
+    let bin = bin(20.0 / rate * 1e9).max(SECOND / BINS_A_SECOND).max(to.saturating_sub(from) / BINS);
+    let runs = parted(one, other, (from, to), bin, LAGS);
+    let mut findings = correlation(&runs, bin, LAGS, rng);
+    // As many chances of a false alarm as there are pairs, and as many again for the other figures of a capture.
+    let chances = 2 * pairs.max(1);
+    let (mut reached, mut looks) = (0.0, 1.0);
+    let p_of = |findings: &[Finding]| findings.get(1).map_or(f64::NAN, |p| p.value);
+    if p_of(&findings) <= ROTATED_LEAST {
+        // None of the rotations reached it, and those of one look are too few to tell how rare it is.
+        for _ in 1..chances {
+            let p = p_of(&correlation(&runs, bin, LAGS, rng));
+            reached += p / ROTATED_LEAST - 1.0;
+            looks += 1.0;
+        }
+        if let Some(p) = findings.get_mut(1) {
+            p.value = (1.0 + reached) / (looks * (1.0 / ROTATED_LEAST - 1.0) + 1.0);
+        }
+    }
+    for finding in &mut findings {
+        finding.attack = Attack::Matching;
+        if finding.statistic.starts_with("p of ") {
+            finding.value = (finding.value * chances as f64).min(1.0);
+            finding.interval = Interval::exact(finding.value);
+        }
+    }
+    findings
+}
+
+/// A capture as several runs, which are rotated each by itself: of a single one, the few
+/// rotations that lie within the lags are as good as none, and no p-value is less than their share.
+fn parted<'a>(
+    one: &'a Trace,
+    other: &'a Trace,
+    (from, to): (u64, u64),
+    bin: u64,
+    lags: usize,
+) -> Vec<Run<'a>> {
+    let bins = to.saturating_sub(from) / bin.max(1);
+    let parts = (bins / (10 * lags.max(1) as u64)).clamp(1, PARTS);
+    let width = bins / parts * bin;
+    (0..parts)
+        .map(|part| (from + part * width, from + (part + 1) * width))
+        .map(|(from, to)| Run { payload: one.window(from, to), wire: other.window(from, to) })
+        .collect()
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "positive, and saturates")]

@@ -212,17 +212,19 @@ impl SelfAudit {
             return;
         }
         let cells = covers + payloads;
-        let (mut cover_below, mut payload_below, mut ranks) = (0.0, 0.0, 0.0);
+        let (mut cover_below, mut payload_below) = (0.0, 0.0);
         for ((sum, &c), &p) in self.cluster.iter_mut().zip(cover).zip(payload) {
             let (c, p) = (f64::from(c), f64::from(p));
-            ranks += p * (cover_below + c / 2.0);
             cover_below += c;
             payload_below += p;
             // In the last bin both shares are 1, and nothing is added.
             *sum += (payload_below * covers - cover_below * payloads) / cells;
         }
+        let (wins, pairs) = crate::observe::stats::ranked(
+            cover.iter().zip(payload).map(|(&c, &p)| [f64::from(c), f64::from(p)]),
+        );
         if let Some(sum) = self.cluster.get_mut(RANKS) {
-            *sum += (ranks - payloads * covers / 2.0) / cells;
+            *sum += (wins - pairs / 2.0) / cells;
         }
         self.weight += payloads * covers / cells;
     }

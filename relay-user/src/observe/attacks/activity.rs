@@ -1,9 +1,9 @@
 //! Attack 1: is something going on? One threshold on one number about a window's gaps, learnt on other blocks.
 
+use super::pooled::{Interval, Part};
 use super::shape::{NAMES, Shape, shapes};
-use super::untold;
 use crate::observe::finding::{Attack, Finding, Target};
-use crate::observe::stats::{Blocks, bootstrap};
+use crate::observe::stats::Blocks;
 use crate::observe::trace::Sample;
 use rand_chacha::ChaCha8Rng;
 
@@ -18,10 +18,16 @@ use rand_chacha::ChaCha8Rng;
 /// same each time, and where there is nothing to learn, the ten results err together. A 95 % interval that counts them as
 /// ten misses 0.5 three times in ten (measured, 60 blocks of 20 windows).
 pub fn activity(samples: &[Sample<'_>], rng: &mut ChaCha8Rng) -> Vec<Finding> {
+    parts(samples, rng).iter().map(|part| part.finding(rng)).collect()
+}
+
+/// The findings of [`activity`] as parts of what several directions say together. Directions that are given the same
+/// randomness learn on the same blocks.
+pub fn parts(samples: &[Sample<'_>], rng: &mut ChaCha8Rng) -> Vec<Part<'static>> {
     let labels: Vec<u16> = samples.iter().map(|sample| u16::from(sample.label != 0)).collect();
     let blocks = Blocks::of(samples.iter().map(|sample| sample.block));
     if blocks.least_spread(&labels) < LEAST_BLOCKS {
-        return vec![untold(Attack::Activity, STATISTICS[0], TARGET, samples.len())];
+        return vec![Part::untold((Attack::Activity, STATISTICS[0], TARGET), samples.len())];
     }
     let (lessons, trials) = blocks.split(&labels, rng);
     let shapes = shapes(samples);
@@ -42,12 +48,11 @@ pub fn activity(samples: &[Sample<'_>], rng: &mut ChaCha8Rng) -> Vec<Finding> {
                     tally(members, &labels, |sample| stumps[number].says_busy(shapes[sample][number]))
                 })
                 .collect();
-            let value = accuracy(tallies.iter());
-            let interval = bootstrap(tallies.len(), RESAMPLES, rng, |drawn| {
-                accuracy(drawn.iter().map(|&block| &tallies[block]))
-            });
-            let samples = trials.iter().map(Vec::len).sum();
-            Finding { attack: Attack::Activity, statistic, value, interval, target, samples }
+            let what = (Attack::Activity, statistic, target);
+            let samples = trials.iter().map(<[usize]>::len).sum();
+            Part::new(what, samples, trials.names().to_vec(), Interval::Drawn, move |times| {
+                accuracy(&tallies, times)
+            })
         })
         .collect()
 }
@@ -64,7 +69,6 @@ const STATISTICS: [&str; NAMES.len() + 1] = [
 ];
 /// Of either kind. Below, what is learnt rests on nothing.
 const LEAST_BLOCKS: usize = 4;
-const RESAMPLES: usize = 1000;
 
 /// A threshold on one number.
 #[derive(Clone, Copy, Debug)]
@@ -119,12 +123,13 @@ fn tally(members: &[usize], labels: &[u16], says_busy: impl Fn(usize) -> bool) -
     tally
 }
 
-/// The mean of the shares told right of idle and of busy windows; not a number where a kind is missing.
-fn accuracy<'a>(tallies: impl Iterator<Item = &'a Tally>) -> f64 {
+/// The mean of the shares told right of idle and of busy windows, each block counted so many times; not a number where a
+/// kind is missing.
+fn accuracy(tallies: &[Tally], times: &[f64]) -> f64 {
     let mut sum = Tally::default();
-    for tally in tallies {
+    for (tally, times) in tallies.iter().zip(times) {
         for (sum, tally) in sum.iter_mut().flatten().zip(tally.iter().flatten()) {
-            *sum += tally;
+            *sum += tally * times;
         }
     }
     let [idle, busy] = sum.map(|[all, right]| right / all);

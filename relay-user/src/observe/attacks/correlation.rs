@@ -49,19 +49,22 @@ pub(super) const SEEN: usize = 3;
 /// cells, bytes or unevenness, in bins of `bin` nanoseconds: against the same with the wire rotated in time, each run by
 /// an amount of its own, which keeps both sides' rhythms and cuts what links them.
 ///
+/// A rotation may be a small one, or none. It then finds what the true one does, and p is no less than about
+/// (2 `lags` + 1) / bins for a single run. Were these left out, p would be too small: of n bins the greatest correlation lies
+/// within the lags that are looked at, by chance, in (2 `lags` + 1) / n of all runs, and no distant rotation would reach it.
+///
 /// A run needs more than 8 times `lags` bins, or is left out. Payload that is strictly periodic is as well matched by a
 /// rotation of a period: then only several runs together tell. The interval is that of the correlation at the lag found,
 /// over runs, and says nothing below three.
 pub fn correlation(runs: &[Run<'_>], bin: u64, lags: usize, rng: &mut ChaCha8Rng) -> Vec<Finding> {
     let runs: Vec<Products> = runs.iter().filter_map(|&run| Products::of(run, bin, lags)).collect();
     let bins = runs.iter().map(|run| run.bins).sum();
-    let rotations: f64 = runs.iter().map(|run| run.free(lags) as f64).product();
+    let rotations: f64 = runs.iter().map(|run| run.bins as f64).product();
     let still = vec![0; runs.len()];
     let (value, found) = greatest(&runs, &still, lags);
     let chance = if rotations >= LEAST_ROTATIONS {
         permutation(value, SHUFFLES, || {
-            let turned: Vec<usize> =
-                runs.iter().map(|run| 2 * lags + 1 + below(rng, run.free(lags))).collect();
+            let turned: Vec<usize> = runs.iter().map(|run| below(rng, run.bins)).collect();
             greatest(&runs, &turned, lags).0
         })
     } else {
@@ -96,11 +99,6 @@ impl Products {
             circular_products(&truth, &seen)
         });
         (bins > 8 * lags.max(1)).then_some(Self { bins, of })
-    }
-
-    /// Rotations that stay out of sight of the true one.
-    const fn free(&self, lags: usize) -> usize {
-        (self.bins - 1).saturating_sub(4 * lags)
     }
 
     /// Bins times the correlation of the payload with what is seen `lag` bins later, where the wire is `turned`.
@@ -192,6 +190,26 @@ mod tests {
                 .count();
             assert!(wrong <= 6, "{link:?}: {wrong} of {tries} exceed 95 % of chance");
         }
+    }
+
+    #[test]
+    fn p_values_of_one_run_are_no_smaller_than_they_may_be() {
+        let mut rng = ChaCha8Rng::seed_from_u64(7);
+        let mut trace = || {
+            let at = (0..6000).map(|_| below(&mut rng, 6_000_000) as u64 * 1000);
+            Trace::new(at.map(|at| Sight { at, length: 9 }).collect())
+        };
+        let tries = 150;
+        let traces: Vec<(Trace, Trace)> = (0..tries).map(|_| (trace(), trace())).collect();
+        let (mut small, mut usual) = (0, 0);
+        for (one, other) in &traces {
+            let run = Run { payload: one.window(0, 6 * BLOCK), wire: other.window(0, 6 * BLOCK) };
+            let p = correlation(&[run], 20 * MILLI, 10, &mut rng)[1].value;
+            small += u32::from(p <= 0.02);
+            usual += u32::from(p <= 0.2);
+        }
+        assert!(small <= 3, "{small} of {tries} at 2 %, of 300 bins and 21 lags");
+        assert!((15..=48).contains(&usual), "{usual} of {tries} at 20 %");
     }
 
     #[test]

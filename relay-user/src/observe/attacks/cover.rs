@@ -8,6 +8,7 @@
 //! where nothing tells (a permutation of the two names by whole blocks).
 
 use crate::observe::finding::{Attack, Finding, Interval, Target};
+use crate::observe::stats::ranked;
 use rand_chacha::ChaCha8Rng;
 use rand_core::Rng;
 
@@ -258,14 +259,14 @@ impl Block {
             return;
         }
         let cells = covers + payloads;
-        let (mut cover_below, mut payload_below, mut ranks) = (0.0, 0.0, 0.0);
+        let (mut cover_below, mut payload_below) = (0.0, 0.0);
         for ((share, c), p) in self.shares.iter_mut().zip(&cover).zip(&payload) {
-            ranks += p * (cover_below + c / 2.0);
             cover_below += c;
             payload_below += p;
             *share += (payload_below * covers - cover_below * payloads) / cells;
         }
-        self.ranks += (ranks - payloads * covers / 2.0) / cells;
+        let (wins, pairs) = ranked(cover.iter().zip(&payload).map(|(c, p)| [*c, *p]));
+        self.ranks += (wins - pairs / 2.0) / cells;
         self.weight += payloads * covers / cells;
     }
 }
@@ -300,7 +301,8 @@ fn pooled(cells: &[Cell], payload: f64, cover: f64) -> (f64, Interval) {
         }
     }
     let [among_cover, among_payload] = middle;
-    let auc = by_kind[1].iter().zip(&among_cover).map(|(count, share)| count * share).sum::<f64>() / payload;
+    let (wins, pairs) = ranked(by_kind[0].iter().zip(&by_kind[1]).map(|(c, p)| [*c, *p]));
+    let auc = wins / pairs;
     let mut moved = vec![0.0; BLOCKS];
     for (number, cell) in cells.iter().enumerate() {
         moved[block_of(number, cells.len())] += if cell.payload {

@@ -1,9 +1,10 @@
 //! Attack 2: do gaps follow another law when something goes on?
 
-use super::{NO_CHANCE, against_chance, untold};
+use super::pooled::{Interval, Part};
+use super::{NO_CHANCE, against_chance};
 use crate::observe::finding::{Attack, Finding, Target};
 use crate::observe::stats::{Blocks, jackknife, ks_sorted, permutation, quantile_edges, shuffle};
-use crate::observe::trace::Sample;
+use crate::observe::trace::{Sample, Window};
 use rand_chacha::ChaCha8Rng;
 use std::collections::BTreeMap;
 
@@ -15,12 +16,35 @@ use std::collections::BTreeMap;
 ///   independent.
 /// - "KS distance" of all idle from all busy gaps against labels traded by block, and its p-value: sees smaller
 ///   differences, none of single windows.
+///
+/// A window without a whole gap, of one packet or none, has those that its ends cut: an empty one is unlike every window
+/// with packets, and like every other empty one.
 pub fn distribution(samples: &[Sample<'_>], rng: &mut ChaCha8Rng) -> Vec<Finding> {
-    let labels: Vec<u16> = samples.iter().map(|sample| u16::from(sample.label != 0)).collect();
-    let blocks = Blocks::of(samples.iter().map(|sample| sample.block));
-    let mut findings = vec![rejections(samples, &labels, &blocks, rng)];
-    findings.extend(pooled(samples, &labels, rng));
+    let mut findings = vec![rejections(samples, rng).finding(rng)];
+    findings.extend(laws(samples, rng));
     findings
+}
+
+/// The first finding of [`distribution`] as a part of what several directions say together.
+pub fn rejections(samples: &[Sample<'_>], rng: &mut ChaCha8Rng) -> Part<'static> {
+    let labels: Vec<u16> = samples.iter().map(|sample| u16::from(sample.label != 0)).collect();
+    rejected(samples, &labels, rng)
+}
+
+/// The findings of [`distribution`] behind the first: the distance of all gaps, and its p-value.
+pub fn laws(samples: &[Sample<'_>], rng: &mut ChaCha8Rng) -> Vec<Finding> {
+    let labels: Vec<u16> = samples.iter().map(|sample| u16::from(sample.label != 0)).collect();
+    pooled(samples, &labels, rng)
+}
+
+/// Microseconds between packets of a window; where it has no two, between its ends and what packet there is.
+fn gaps(window: Window<'_>) -> Vec<f64> {
+    let end = window.from() + window.width();
+    match window.sights() {
+        [] => vec![window.width() as f64 / 1e3],
+        [one] => vec![(one.at - window.from()) as f64 / 1e3, (end - one.at) as f64 / 1e3],
+        _ => window.gaps().collect(),
+    }
 }
 
 const LEVEL: f64 = 0.05;
@@ -37,14 +61,16 @@ struct Pair {
     blocks: [usize; 2],
 }
 
-fn rejections(samples: &[Sample<'_>], labels: &[u16], blocks: &Blocks, rng: &mut ChaCha8Rng) -> Finding {
+fn rejected(samples: &[Sample<'_>], labels: &[u16], rng: &mut ChaCha8Rng) -> Part<'static> {
+    let blocks = Blocks::of(samples.iter().map(|sample| sample.block));
+    let what = (Attack::Distribution, REJECTIONS, TARGET);
     if blocks.least_spread(labels) < LEAST_BLOCKS {
-        return untold(Attack::Distribution, REJECTIONS, TARGET, samples.len());
+        return Part::untold(what, samples.len());
     }
     let gaps: Vec<Vec<f64>> = samples
         .iter()
         .map(|sample| {
-            let mut gaps: Vec<f64> = sample.window.gaps().collect();
+            let mut gaps = gaps(sample.window);
             gaps.sort_unstable_by(f64::total_cmp);
             gaps
         })
@@ -73,22 +99,10 @@ fn rejections(samples: &[Sample<'_>], labels: &[u16], blocks: &Blocks, rng: &mut
     for pairs in [&mut alike, &mut across] {
         pairs.sort_unstable_by(|a, b| b.distance.total_cmp(&a.distance));
     }
-    let value = share_rejected(&alike, &across, &vec![1.0; blocks.len()]);
-    let interval = jackknife(blocks.len(), |left_out| {
-        let mut weights = vec![1.0; blocks.len()];
-        if let Some(weight) = left_out.and_then(|block| weights.get_mut(block)) {
-            *weight = 0.0;
-        }
-        share_rejected(&alike, &across, &weights)
-    });
-    Finding {
-        attack: Attack::Distribution,
-        statistic: REJECTIONS,
-        value,
-        interval,
-        target: TARGET,
-        samples: across.len(),
-    }
+    let pairs = across.len();
+    Part::new(what, pairs, blocks.names().to_vec(), Interval::LeftOut, move |times| {
+        share_rejected(&alike, &across, times)
+    })
 }
 
 /// The share of `across` beyond what 5 % of `alike` are beyond. Both go from the greatest distance down; pairs weigh what
@@ -126,15 +140,15 @@ type Histogram = Vec<u32>;
 fn pooled(samples: &[Sample<'_>], labels: &[u16], rng: &mut ChaCha8Rng) -> Vec<Finding> {
     let all = samples.iter().map(|sample| sample.window.sights().len()).sum::<usize>();
     let pool: Vec<f64> =
-        samples.iter().flat_map(|sample| sample.window.gaps()).step_by(all / POOL + 1).collect();
+        samples.iter().flat_map(|sample| gaps(sample.window)).step_by(all / POOL + 1).collect();
     let edges = quantile_edges(&pool, BINS);
     // What trades labels together is one entry here.
     let mut units: BTreeMap<(u32, u16), Histogram> = BTreeMap::new();
-    let mut gaps = 0;
+    let mut count = 0;
     for (sample, &label) in samples.iter().zip(labels) {
         let histogram = units.entry((sample.block, label)).or_insert_with(|| vec![0; BINS]);
-        for gap in sample.window.gaps() {
-            gaps += 1;
+        for gap in gaps(sample.window) {
+            count += 1;
             if let Some(bin) = histogram.get_mut(edges.partition_point(|&edge| edge < gap)) {
                 *bin += 1;
             }
@@ -155,7 +169,7 @@ fn pooled(samples: &[Sample<'_>], labels: &[u16], rng: &mut ChaCha8Rng) -> Vec<F
         let gone = left_out.map_or(&[][..], |block| members[block]);
         distance(&histograms, &labels, |unit| !gone.contains(&unit))
     });
-    against_chance(Attack::Distribution, ["KS distance", "p of KS distance"], value, interval, chance, gaps)
+    against_chance(Attack::Distribution, ["KS distance", "p of KS distance"], value, interval, chance, count)
 }
 
 /// Kolmogorov and Smirnov's distance at the bins' edges; not a number where either side has no gaps.
@@ -197,6 +211,31 @@ mod tests {
         let findings = attacked(Link::Plain, 16, 1);
         assert!(findings[0].value > 0.9, "{:?}", findings[0]);
         assert_eq!(findings[0].verdict(), Verdict::Missed);
+    }
+
+    #[test]
+    fn packets_where_there_were_none_are_rejected() {
+        use crate::observe::trace::{Sight, Trace};
+        let milli = 1_000_000;
+        // A call: a packet every 20 ms, and windows of 20 ms hold one each.
+        let packets = (0..200).map(|packet| Sight { at: (5 + 20 * packet) * milli, length: 200 });
+        let (call, nothing) = (Trace::new(packets.collect()), Trace::default());
+        let samples: Vec<Sample<'_>> = (0..200_u32)
+            .map(|window| {
+                let label = u16::from(window / 10 % 2 == 1);
+                let trace = if label == 1 { &call } else { &nothing };
+                let from = u64::from(window) * 20 * milli;
+                Sample { window: trace.window(from, from + 20 * milli), label, block: window / 10 }
+            })
+            .collect();
+        let findings = distribution(&samples, &mut ChaCha8Rng::seed_from_u64(5));
+        assert!((findings[0].value - 1.0).abs() < 1e-9, "{findings:?}");
+        assert!((findings[1].value - 1.0).abs() < 1e-9 && findings[2].value < 0.005, "{findings:?}");
+        let idle: Vec<Sample<'_>> =
+            samples.iter().map(|one| Sample { window: nothing.window(0, 20 * milli), ..*one }).collect();
+        let findings = distribution(&idle, &mut ChaCha8Rng::seed_from_u64(6));
+        assert!((findings[0].value - 0.05).abs() < 1e-9, "{findings:?}");
+        assert!(findings[1].value == 0.0 && findings[2].value == 1.0, "{findings:?}");
     }
 
     #[test]

@@ -17,6 +17,7 @@ pub mod matching;
 pub mod pairing;
 #[cfg(test)]
 mod planted;
+pub mod pooled;
 pub mod rates;
 mod shape;
 pub mod sizes;

@@ -1,9 +1,9 @@
 //! Attack 6: when did it begin, or end? Detectors of one change, on counts and on gaps.
 
+use super::pooled::{Interval, Part};
 use super::shape::unevenness;
-use super::untold;
 use crate::observe::finding::{Attack, Finding, Target};
-use crate::observe::stats::{Blocks, auc, bootstrap, cusum, glr_mean, glr_variance, mean};
+use crate::observe::stats::{Blocks, auc, cusum, glr_mean, glr_variance, mean, weighted_auc};
 use crate::observe::trace::{Sample, Window};
 use rand_chacha::ChaCha8Rng;
 
@@ -14,10 +14,16 @@ use rand_chacha::ChaCha8Rng;
 /// others (for why not in turns, see [`super::activity`]). Those behind it are what each detector does alone, a high score
 /// taken for a change. The interval's half-width is about 1.3 / sqrt(stretches): 0.03 takes 1900.
 pub fn start_stop(samples: &[Sample<'_>], bin: u64, rng: &mut ChaCha8Rng) -> Vec<Finding> {
+    parts(samples, bin, rng).iter().map(|part| part.finding(rng)).collect()
+}
+
+/// The findings of [`start_stop`] as parts of what several directions say together. Directions that are given the same
+/// randomness learn on the same blocks.
+pub fn parts(samples: &[Sample<'_>], bin: u64, rng: &mut ChaCha8Rng) -> Vec<Part<'static>> {
     let labels: Vec<u16> = samples.iter().map(|sample| u16::from(sample.label != 0)).collect();
     let blocks = Blocks::of(samples.iter().map(|sample| sample.block));
     if blocks.least_spread(&labels) < LEAST_BLOCKS {
-        return vec![untold(Attack::StartStop, STATISTICS[0], TARGET, samples.len())];
+        return vec![Part::untold((Attack::StartStop, STATISTICS[0], TARGET), samples.len())];
     }
     let scores: Vec<Scores> = samples.iter().map(|sample| scores(sample.window, bin)).collect();
     let (lessons, trials) = blocks.split(&labels, rng);
@@ -29,20 +35,20 @@ pub fn start_stop(samples: &[Sample<'_>], bin: u64, rng: &mut ChaCha8Rng) -> Vec
         .zip(detectors)
         .zip(targets)
         .map(|((statistic, (detector, sign)), target)| {
-            let scored = |&sample: &usize| (sign * scores[sample][detector], sample);
-            let mut ranking: Vec<(f64, usize)> = trials.iter().flatten().map(scored).collect();
-            ranking.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
-            let area = |drawn: &mut dyn Iterator<Item = usize>| {
-                let mut weights = vec![0.0; samples.len()];
-                for &member in drawn.filter_map(|block| trials.get(block)).flatten() {
-                    weights[member] += 1.0;
-                }
-                area(&ranking, &labels, &weights)
-            };
-            let value = area(&mut (0..trials.len()));
-            let interval = bootstrap(trials.len(), RESAMPLES, rng, |drawn| area(&mut drawn.iter().copied()));
-            let samples = ranking.len();
-            Finding { attack: Attack::StartStop, statistic, value, interval, target, samples }
+            let mut stretches: Vec<(f64, bool, usize)> = trials
+                .iter()
+                .enumerate()
+                .flat_map(|(block, members)| members.iter().map(move |&sample| (block, sample)))
+                .map(|(block, sample)| (sign * scores[sample][detector], labels[sample] != 0, block))
+                .collect();
+            stretches.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
+            let ranking: Vec<(f64, bool)> =
+                stretches.iter().map(|&(score, changed, _)| (score, changed)).collect();
+            let block_of: Vec<usize> = stretches.iter().map(|&(.., block)| block).collect();
+            let what = (Attack::StartStop, statistic, target);
+            Part::new(what, ranking.len(), trials.names().to_vec(), Interval::Drawn, move |times| {
+                weighted_auc(&ranking, |place| times[block_of[place]])
+            })
         })
         .collect()
 }
@@ -58,7 +64,6 @@ const STATISTICS: [&str; DETECTORS + 1] = [
 ];
 /// Of either kind. Below, what is learnt rests on nothing.
 const LEAST_BLOCKS: usize = 4;
-const RESAMPLES: usize = 1000;
 
 /// What each detector says of one stretch, in the order of [`STATISTICS`].
 type Scores = [f64; DETECTORS];
@@ -88,21 +93,6 @@ fn learn(lessons: &[usize], scores: &[Scores], labels: &[u16]) -> (usize, f64) {
         }
     }
     (best.0, best.1.signum())
-}
-
-/// The share of pairs in which the changed stretch scores higher, ties half, each stretch counted `weights` times. The
-/// ranking is of scores in order, each with the stretch that it is of.
-fn area(ranking: &[(f64, usize)], labels: &[u16], weights: &[f64]) -> f64 {
-    let (mut wins, mut below) = (0.0, [0.0; 2]);
-    for tied in ranking.chunk_by(|a, b| a.0 == b.0) {
-        let mut here = [0.0; 2];
-        for &(_, sample) in tied {
-            here[usize::from(labels[sample] != 0)] += weights[sample];
-        }
-        wins += here[1] * (below[0] + here[0] / 2.0);
-        below = [below[0] + here[0], below[1] + here[1]];
-    }
-    wins / (below[0] * below[1])
 }
 
 #[cfg(test)]
@@ -151,15 +141,6 @@ mod tests {
             let mean = findings.iter().map(|finding| finding.value).sum::<f64>() / tries as f64;
             assert!((mean - 0.5).abs() < 0.04, "{link:?}: {mean} on average");
         }
-    }
-
-    #[test]
-    fn weights_count_as_repeats_do() {
-        let ranking = [(1.0, 0), (2.0, 1), (3.0, 2)];
-        let labels = [0, 1, 0];
-        assert_eq!(area(&ranking, &labels, &[1.0; 3]), 0.5);
-        assert_eq!(area(&ranking, &labels, &[3.0, 1.0, 1.0]), auc(&[1.0, 1.0, 1.0, 3.0], &[2.0]));
-        assert!(area(&ranking, &labels, &[1.0, 0.0, 1.0]).is_nan());
     }
 
     #[test]

@@ -94,30 +94,14 @@ pub fn auc(scored: &[Scored], rng: &mut ChaCha8Rng) -> Figure {
     }
     let (block, blocks) = numbered(&sorted.iter().map(|one| one.block).collect::<Vec<_>>());
     let mut times = vec![0.0; blocks];
+    let ranking: Vec<(f64, bool)> = sorted.iter().map(|one| (one.score, one.positive)).collect();
     by_block(blocks, sorted.len(), rng, |drawn| {
         times.fill(0.0);
         for block in drawn {
             times[*block] += 1.0;
         }
-        area(&sorted, &block, &times)
+        stats::weighted_auc(&ranking, |place| times[block[place]])
     })
-}
-
-/// The area where each observation counts as often as its block was drawn; not a number if only one kind was.
-fn area(sorted: &[Scored], block: &[usize], times: &[f64]) -> f64 {
-    let (mut below, mut positives, mut won) = (0.0, 0.0, 0.0);
-    let mut from = 0;
-    for equal in sorted.chunk_by(|a, b| a.score == b.score) {
-        let (mut negative, mut positive) = (0.0, 0.0);
-        for (one, block) in equal.iter().zip(&block[from..]) {
-            *if one.positive { &mut positive } else { &mut negative } += times[*block];
-        }
-        won += positive * (below + negative / 2.0);
-        below += negative;
-        positives += positive;
-        from += equal.len();
-    }
-    won / (below * positives)
 }
 
 #[cfg(test)]

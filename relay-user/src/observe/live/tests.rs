@@ -86,12 +86,8 @@ fn a_delay_of_5_us_on_payload_is_found_in_each_epoch() {
 
 /// The AUC of all cells lumped together.
 fn lumped_auc([cover, payload]: [[f64; BINS]; 2]) -> f64 {
-    let (mut below, mut ranks) = (0.0, 0.0);
-    for (c, p) in cover.iter().zip(&payload) {
-        ranks += p * (below + c / 2.0);
-        below += c;
-    }
-    ranks / (below * payload.iter().sum::<f64>())
+    let (wins, pairs) = crate::observe::stats::ranked(cover.into_iter().zip(payload).map(|(c, p)| [c, p]));
+    wins / pairs
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Blocks {
     members: Vec<Vec<usize>>,
+    names: Vec<u32>,
 }
 
 impl Blocks {
@@ -17,7 +18,13 @@ impl Blocks {
         for (sample, name) in names.into_iter().enumerate() {
             members.entry(name).or_default().push(sample);
         }
-        Self { members: members.into_values().collect() }
+        let (names, members) = members.into_iter().unzip();
+        Self { members, names }
+    }
+
+    /// The blocks' names, in their order.
+    pub fn names(&self) -> &[u32] {
+        &self.names
     }
 
     /// How many blocks there are.
@@ -33,15 +40,6 @@ impl Blocks {
     /// The samples of each block.
     pub fn iter(&self) -> impl Iterator<Item = &[usize]> {
         self.members.iter().map(Vec::as_slice)
-    }
-
-    /// How often each sample occurs when these blocks were drawn, repeats counted.
-    pub fn weights(&self, drawn: &[usize]) -> Vec<f64> {
-        let mut weights = vec![0.0; self.members.iter().map(Vec::len).sum()];
-        for member in drawn.iter().filter_map(|&block| self.members.get(block)).flatten() {
-            weights[*member] += 1.0;
-        }
-        weights
     }
 
     /// In how many blocks the label occurs that occurs in fewest; 0 where all labels are the same.
@@ -67,13 +65,20 @@ impl Blocks {
         fold_of
     }
 
-    /// The samples of a quarter of the blocks, to learn from, and the others by block, to try it on; blocks of like labels
-    /// are spread evenly.
-    pub fn split(&self, labels: &[u16], rng: &mut ChaCha8Rng) -> (Vec<usize>, Vec<Vec<usize>>) {
+    /// The samples of a quarter of the blocks, to learn from, and the other blocks, to try it on; blocks of like labels are
+    /// spread evenly.
+    pub fn split(&self, labels: &[u16], rng: &mut ChaCha8Rng) -> (Vec<usize>, Self) {
         let fold_of = self.folds(labels, 4, rng);
-        let (lessons, trials): (Vec<&[usize]>, Vec<&[usize]>) =
-            self.iter().partition(|members| members.first().is_some_and(|&member| fold_of[member] == 0));
-        (lessons.concat(), trials.into_iter().map(<[usize]>::to_vec).collect())
+        let (mut lessons, mut trials) = (Vec::new(), Self { members: Vec::new(), names: Vec::new() });
+        for (members, name) in self.members.iter().zip(&self.names) {
+            if members.first().is_some_and(|&member| fold_of[member] == 0) {
+                lessons.extend_from_slice(members);
+            } else {
+                trials.members.push(members.clone());
+                trials.names.push(*name);
+            }
+        }
+        (lessons, trials)
     }
 
     /// The labels as they could as well have been, if they meant nothing: blocks of one label trade it among
@@ -155,7 +160,7 @@ mod tests {
             assert_eq!(busy, 8, "two of ten busy blocks in each of five folds");
         }
         let (lessons, trials) = blocks.split(&labels, &mut ChaCha8Rng::seed_from_u64(1));
-        assert_eq!((lessons.len(), trials.len()), (20, 15));
+        assert_eq!((lessons.len(), trials.len(), trials.names().len()), (20, 15, 15));
         assert!(trials.iter().all(|members| members.len() == 4 && !lessons.contains(&members[0])));
     }
 
@@ -188,11 +193,5 @@ mod tests {
         let blocks = Blocks::of([1, 2, 2, 3, 3]);
         assert_eq!(blocks.least_spread(&[0, 0, 1, 0, 1]), 2);
         assert_eq!(blocks.least_spread(&[0; 5]), 0);
-    }
-
-    #[test]
-    fn drawn_blocks_weigh_their_samples() {
-        let blocks = Blocks::of([1, 2, 1]);
-        assert_eq!(blocks.weights(&[0, 0]), [2.0, 0.0, 2.0]);
     }
 }

@@ -21,6 +21,6 @@ pub use interval::{UNBOUNDED, binomial_interval, bootstrap, jackknife};
 pub use moments::{mean, quantile, variance};
 pub use permutation::{Permuted, permutation};
 pub use random::{below, normal, shuffle, unit};
-pub use rank::{auc, ks, ks_sorted, ks_uniform};
+pub use rank::{auc, ks, ks_sorted, ks_uniform, ranked, weighted_auc};
 pub use series::{autocorrelation, cross_correlation, cusum, glr_mean, glr_variance};
 pub use special::{chi_square_p, kolmogorov_p, normal_p};

@@ -3,19 +3,37 @@
 /// How likely a value of `positives` is to be above one of `negatives`, ties counted half: 0.5 where they are alike,
 /// 1 or 0 where one threshold tells them apart. Not a number where either is empty.
 pub fn auc(negatives: &[f64], positives: &[f64]) -> f64 {
-    let pairs = negatives.len() as f64 * positives.len() as f64;
     let mut all: Vec<(f64, bool)> = negatives.iter().map(|&value| (value, false)).collect();
     all.extend(positives.iter().map(|&value| (value, true)));
     all.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
-    let (mut below, mut wins) = (0.0, 0.0);
+    weighted_auc(&all, |_| 1.0)
+}
+
+/// [`auc`] of values in rising order, each beside whether it is a positive, where the one at a place counts as often as
+/// `weight` says of the place.
+pub fn weighted_auc(sorted: &[(f64, bool)], weight: impl Fn(usize) -> f64) -> f64 {
+    let mut place = 0;
     // -0.0 and 0.0 are side by side in total order, so ties may be told by plain equality.
-    for tied in all.chunk_by(|a, b| a.0 == b.0) {
-        let positives = tied.iter().filter(|(_, positive)| *positive).count() as f64;
-        let negatives = tied.len() as f64 - positives;
-        wins += positives * (below + negatives / 2.0);
-        below += negatives;
-    }
+    let (wins, pairs) = ranked(sorted.chunk_by(|a, b| a.0 == b.0).map(|tied| {
+        let mut here = [0.0; 2];
+        for &(_, positive) in tied {
+            here[usize::from(positive)] += weight(place);
+            place += 1;
+        }
+        here
+    }));
     wins / pairs
+}
+
+/// Of pairs of a negative and a positive, how many have the positive above, ties counted half, and how many there are:
+/// from how many negatives and positives have each value, in rising order of values. Their quotient is the [`auc`].
+pub fn ranked(groups: impl IntoIterator<Item = [f64; 2]>) -> (f64, f64) {
+    let (mut wins, mut below) = (0.0, [0.0; 2]);
+    for here in groups {
+        wins += here[1] * (below[0] + here[0] / 2.0);
+        below = [below[0] + here[0], below[1] + here[1]];
+    }
+    (wins, below[0] * below[1])
 }
 
 /// The greatest distance between the empirical distributions of two samples, 0 to 1. An empty sample is at distance
@@ -78,6 +96,16 @@ mod tests {
         assert_eq!(auc(&[1.0; 7], &[1.0; 3]), 0.5);
         assert_eq!(auc(&[0.0, 2.0], &[-0.0, 1.0]), 0.375);
         assert!(auc(&[], &[1.0]).is_nan());
+    }
+
+    #[test]
+    fn weights_count_as_repeats_do() {
+        let sorted = [(1.0, false), (2.0, true), (3.0, false)];
+        let weighted = |weights: [f64; 3]| weighted_auc(&sorted, |place| weights[place]);
+        assert_eq!(weighted([1.0; 3]), 0.5);
+        assert_eq!(weighted([3.0, 1.0, 1.0]), auc(&[1.0, 1.0, 1.0, 3.0], &[2.0]));
+        assert!(weighted([1.0, 0.0, 1.0]).is_nan());
+        assert_eq!(ranked([[2.0, 0.0], [1.0, 1.0], [0.0, 2.0]]), (8.5, 9.0));
     }
 
     #[test]
