@@ -2,7 +2,7 @@
 
 use crate::edge::{BlockKind, ClientEdge, EdgeDrop, ExitEdge, Packer, Reassembler};
 use crate::engine::time::Nanos;
-use crate::engine::{Edge, Engine};
+use crate::engine::{Edge, Engine, Witness};
 use rand_chacha::ChaCha20Rng;
 use relay_common::wire::DATA_LEN;
 
@@ -72,7 +72,7 @@ impl NodeEdge {
     }
 
     /// Ends a turn: writes out what cells brought, and moves up to `max` packets from the TUN towards cells.
-    pub(super) fn pump(&mut self, engine: &mut Engine, now: Nanos, max: usize) {
+    pub(super) fn pump<W: Witness>(&mut self, engine: &mut Engine<W>, now: Nanos, max: usize) {
         match self {
             Self::None => {}
             Self::Client(side) => {
