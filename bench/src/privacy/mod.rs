@@ -29,6 +29,7 @@ mod servers;
 pub mod text;
 mod tool;
 pub mod truth;
+pub mod witness;
 
 use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -100,6 +101,9 @@ pub fn run(options: &Options) -> Result<(Report, Vec<Picture>)> {
     if is_wanted(&options.scenarios, "truth") {
         bench.truth();
     }
+    if is_wanted(&options.scenarios, "witness") {
+        bench.witness();
+    }
     if bench.interrupt.is_set() {
         bail!("interrupted: nothing is reported");
     }
@@ -123,10 +127,11 @@ pub fn defence_names() -> impl Iterator<Item = &'static str> {
     DEFENCES.into_iter().map(|defence| defence.name)
 }
 
-/// Names of all scenarios: payloads, faults of the link, two clients at once, and cells whose content is known.
+/// Names of all scenarios: payloads, faults of the link, two clients at once, cells whose content is known, and relays
+/// that take notes.
 pub fn scenario_names() -> impl Iterator<Item = &'static str> {
     let payloads = Scenario::ALL.into_iter().map(Scenario::name);
-    payloads.chain(Fault::ALL.into_iter().map(Fault::name)).chain(["two", "truth"])
+    payloads.chain(Fault::ALL.into_iter().map(Fault::name)).chain(["two", "truth", "witness"])
 }
 
 fn defences(options: &Options) -> impl Iterator<Item = Defence> {
@@ -271,6 +276,24 @@ impl<'a> Bench<'a> {
             if self.interrupt.is_set() {
                 return;
             }
+        }
+    }
+
+    /// What relays on the path tell of a circuit, with circuit cover and without.
+    fn witness(&mut self) {
+        for schedule in ["constant", "jittered"] {
+            if self.interrupt.is_set() || !is_wanted(&self.options.defences, schedule) {
+                continue;
+            }
+            let (options, interrupt) = (self.options, self.interrupt.clone());
+            let task =
+                witness::Task { relay: &options.relay, schedule, quick: options.quick, interrupt: &interrupt };
+            let mut rng = ChaCha8Rng::seed_from_u64(self.rng.next_u64());
+            let found = witness::measure(task, &mut rng, |what| self.progress(what));
+            let scenario = "relay on the path";
+            self.rows.extend(found.unwrap_or_else(|error| {
+                vec![Row { scenario: scenario.into(), ..not_run(Defence::schedule(schedule), &error) }]
+            }));
         }
     }
 

@@ -166,6 +166,20 @@ pub(super) fn record(
     rng: &mut ChaCha8Rng,
     interrupt: &Interrupt,
 ) -> Result<Run> {
+    Ok(record_all(lab, network, (defence, plan), rng, interrupt)?.0)
+}
+
+/// As [`record`], with each packet of the wire, by the kernel's time, and when the run began by it.
+///
+/// # Errors
+/// As [`record`].
+pub(super) fn record_all(
+    lab: &Lab,
+    network: &mut Network<'_>,
+    (defence, plan): (Defence, Plan),
+    rng: &mut ChaCha8Rng,
+    interrupt: &Interrupt,
+) -> Result<(Run, Vec<Seen>, u64)> {
     let fault = plan.fault;
     if let Some(fault) = fault {
         fault::apply(lab, fault).context("the link's fault cannot be had")?;
@@ -183,7 +197,7 @@ fn watch(
     (defence, plan): (Defence, Plan),
     rng: &mut ChaCha8Rng,
     interrupt: &Interrupt,
-) -> Result<Run> {
+) -> Result<(Run, Vec<Seen>, u64)> {
     let mut programs = Programs::start(lab, Host::Client, &plan.scenarios)?;
     let wire = Recorder::on_wire(lab.netns(Host::Wire), lab.wire_ports())?;
     let inside = Recorder::at_interface(lab.netns(Host::Client), network.interface())?;
@@ -236,7 +250,7 @@ fn watch(
     } else {
         Some("a recorder ended before the run did".to_owned())
     };
-    Ok(run)
+    Ok((run, outer.seen, began))
 }
 
 /// Packets of a recording by sender and receiver, from `began` on.
