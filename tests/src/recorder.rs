@@ -176,7 +176,10 @@ impl Notes {
             [a, b, c, d, ..] => [u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])],
             _ => [0; 2],
         };
-        let counter = first.get(8..).and_then(|bytes| bytes.first_chunk()).map_or(0, |bytes| u64::from_be_bytes(*bytes));
+        let counter = first
+            .get(8..)
+            .and_then(|bytes| bytes.first_chunk())
+            .map_or(0, |bytes| u64::from_be_bytes(*bytes));
         let first = first.first().copied().unwrap_or(0);
         recording.seen.push(Seen { at, source, destination, length, ports, first, counter });
     }

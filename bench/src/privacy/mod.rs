@@ -160,6 +160,7 @@ fn plans(options: &Options, defence: Defence) -> Vec<Plan> {
         idle: 2 * each,
         scenarios: scenarios.collect(),
         each,
+        stretch: None,
     };
     let faults = Fault::ALL.into_iter().filter(|fault| is_wanted(&options.scenarios, fault.name()));
     let faulty: Vec<Plan> = faults
@@ -286,8 +287,12 @@ impl<'a> Bench<'a> {
                 continue;
             }
             let (options, interrupt) = (self.options, self.interrupt.clone());
-            let task =
-                witness::Task { relay: &options.relay, schedule, quick: options.quick, interrupt: &interrupt };
+            let task = witness::Task {
+                relay: &options.relay,
+                schedule,
+                quick: options.quick,
+                interrupt: &interrupt,
+            };
             let mut rng = ChaCha8Rng::seed_from_u64(self.rng.next_u64());
             let found = witness::measure(task, &mut rng, |what| self.progress(what));
             let scenario = "relay on the path";

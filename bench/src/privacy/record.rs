@@ -44,6 +44,8 @@ pub struct Plan {
     pub scenarios: Vec<Scenario>,
     /// Stretches of each.
     pub each: u32,
+    /// How long each stretch is; `None` for as long as its payload takes to show what it is.
+    pub stretch: Option<Duration>,
 }
 
 impl Plan {
@@ -212,7 +214,7 @@ fn watch(
         if let Some(scenario) = busy {
             programs.begin(scenario)?;
         }
-        due += scenario.unwrap_or(Scenario::Idle).block();
+        due += plan.stretch.unwrap_or_else(|| scenario.unwrap_or(Scenario::Idle).block());
         std::thread::sleep(due.saturating_duration_since(Instant::now()));
         if busy.is_some() {
             programs.end()?;
@@ -356,6 +358,7 @@ mod tests {
                 idle: 1,
                 scenarios: vec![Scenario::Bulk, Scenario::Idle],
                 each: 1,
+                stretch: None,
             },
             blocks: vec![block(None, 0), block(Some(Scenario::Bulk), 50), block(Some(Scenario::Idle), 100)],
             wires: BTreeMap::new(),
