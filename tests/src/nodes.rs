@@ -217,8 +217,15 @@ impl<'a> Nodes<'a> {
     /// # Errors
     /// When it cannot be started.
     pub fn start(&mut self, host: Host) -> Result<()> {
+        self.start_by(host, self.command(host))
+    }
+
+    /// As [`Nodes::start`], by another program that does what the relay's does.
+    ///
+    /// # Errors
+    /// As [`Nodes::start`].
+    pub fn start_by(&mut self, host: Host, mut command: Command) -> Result<()> {
         let log = File::options().create(true).append(true).open(self.file(host, "log"))?;
-        let mut command = self.command(host);
         // A process group of its own keeps the terminal's ctrl-C away: the lab decides about the order of the end.
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
         let child = self.lab.spawn(host, &mut command)?;

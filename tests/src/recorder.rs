@@ -21,7 +21,7 @@ const WHOLE_KEPT: usize = 8192;
 const FRAME: u32 = 2048;
 /// Bytes captured at an interface: a header, and nothing where a wire's frame has ports and payload.
 const HEADER: u32 = 20;
-/// Packets kept at most: about ten minutes of the lab's wire, 400 MiB.
+/// Packets kept at most: about ten minutes of the lab's wire, 512 MiB.
 const PACKETS_KEPT: usize = 16 << 20;
 /// Packets that there is room for from the start, so that nothing is moved while something is measured.
 const ROOM: usize = 1 << 20;
@@ -41,6 +41,8 @@ pub struct Seen {
     pub ports: [u16; 2],
     /// On a wire, the first byte of the payload, or zero where there is none.
     pub first: u8,
+    /// On a wire, bytes 8 to 15 of the payload as a number: what a cell's counter is. Zero where there are none.
+    pub counter: u64,
 }
 
 /// A datagram's payload.
@@ -188,8 +190,12 @@ impl Notes {
             [a, b, c, d, ..] => [u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])],
             _ => [0; 2],
         };
+        let counter = first
+            .get(8..)
+            .and_then(|bytes| bytes.first_chunk())
+            .map_or(0, |bytes| u64::from_be_bytes(*bytes));
         let first = first.first().copied().unwrap_or(0);
-        recording.seen.push(Seen { at, source, destination, length, ports, first });
+        recording.seen.push(Seen { at, source, destination, length, ports, first, counter });
     }
 }
 

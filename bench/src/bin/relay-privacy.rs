@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::Parser;
 use clap::builder::PossibleValuesParser;
+use relay_bench::privacy::witness::notes;
 use relay_bench::privacy::{self, Options};
 
 /// Attacks the traffic of real programs through each defence, on this machine.
@@ -39,7 +40,13 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    match run(Arguments::parse()) {
+    let mut words = std::env::args_os().skip(1);
+    let outcome = if words.next().is_some_and(|word| word == notes::WORD) {
+        notes::run_as_relay(words)
+    } else {
+        run(Arguments::parse())
+    };
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");

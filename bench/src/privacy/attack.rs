@@ -23,9 +23,8 @@ use super::row::{Row, Status};
 use super::scenario::Scenario;
 
 /// What cannot be tried in this lab, and why.
-pub(super) const LEFT_OUT: [&str; 2] = [
+pub(super) const LEFT_OUT: [&str; 1] = [
     "a mark read by a relay that counts a circuit's cells: in virtual time, where it reads each bit (sim/watermark.rs)",
-    "a relay on the path: in virtual time, where an idle circuit is to it what a busy one is (sim/relays.rs)",
 ];
 
 /// The client's link, from the client and to it.

@@ -31,6 +31,7 @@ mod servers;
 pub mod text;
 mod tool;
 pub mod truth;
+pub mod witness;
 
 use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -105,6 +106,10 @@ pub fn run(options: &Options) -> Result<(Report, Vec<Picture>)> {
     if is_wanted(&options.scenarios, "truth") {
         bench.truth();
     }
+    // The notes of a quick run would have no power, and there is no time for them.
+    if is_wanted(&options.scenarios, WITNESS) && !is_short(options) {
+        bench.witness();
+    }
     if bench.interrupt.is_set() {
         bail!("interrupted: nothing is reported");
     }
@@ -128,16 +133,24 @@ pub fn defence_names() -> impl Iterator<Item = &'static str> {
     DEFENCES.into_iter().map(|defence| defence.name)
 }
 
-/// Names of all scenarios: payloads, faults of a link, two clients at once, marks that somebody puts on cells, and cells
-/// whose content is known.
+/// The scenario in which relays take notes.
+const WITNESS: &str = "witness";
+
+/// Names of all scenarios: payloads, faults of a link, two clients at once, marks that somebody puts on cells, cells
+/// whose content is known, and relays that take notes.
 pub fn scenario_names() -> impl Iterator<Item = &'static str> {
     let payloads = Scenario::ALL.into_iter().map(Scenario::name);
-    payloads.chain(Fault::ALL.into_iter().map(Fault::name)).chain(["two", "mark", "truth"])
+    payloads.chain(Fault::ALL.into_iter().map(Fault::name)).chain(["two", "mark", "truth", WITNESS])
+}
+
+/// A quick run that nobody told what to take.
+fn is_short(options: &Options) -> bool {
+    options.quick && options.scenarios.is_empty()
 }
 
 /// The payloads and faults of a run.
 fn scenarios(options: &Options) -> (Vec<Scenario>, Vec<Fault>) {
-    let few = options.quick && options.scenarios.is_empty();
+    let few = is_short(options);
     let (payloads, faults) =
         if few { (Scenario::QUICK, Fault::QUICK) } else { (Scenario::ALL.len(), Fault::ALL.len()) };
     let wanted = |name| is_wanted(&options.scenarios, name);
@@ -174,6 +187,7 @@ fn plans(options: &Options, defence: Defence) -> Vec<Plan> {
         idle: 2 * each,
         scenarios,
         each,
+        stretch: None,
     };
     let faulty: Vec<Plan> = faults
         .into_iter()
@@ -323,6 +337,34 @@ impl<'a> Bench<'a> {
         }
     }
 
+    /// What relays on the path tell of a circuit, with circuit cover and without.
+    fn witness(&mut self) {
+        for schedule in ["constant", "jittered"] {
+            if self.interrupt.is_set() || !is_wanted(&self.options.defences, schedule) {
+                continue;
+            }
+            let found = self.watched(schedule).unwrap_or_else(|error| {
+                let row = not_run(Defence::schedule(schedule), &error);
+                vec![Row { scenario: "relay on the path".into(), ..row }]
+            });
+            self.rows.extend(found);
+        }
+    }
+
+    fn watched(&mut self, schedule: &'static str) -> Result<Vec<Row>> {
+        let (cpu, _left) = self.workers_apart()?;
+        let (options, interrupt) = (self.options, self.interrupt.clone());
+        let task = witness::Task {
+            relay: &options.relay,
+            schedule,
+            quick: options.quick,
+            cpu,
+            seed: self.seed(&["witness", schedule]),
+            interrupt: &interrupt,
+        };
+        witness::measure(task, |what| self.progress(what))
+    }
+
     fn record(&mut self, defence: Defence, plans: Vec<Plan>, runs: &mut Vec<Run>) -> Result<()> {
         self.progress(&format!("{}: starting", defence.name));
         let lab = Lab::build(PREFIX, Path::new(DIR))?;
@@ -405,6 +447,7 @@ impl<'a> Bench<'a> {
             others
                 .extend(Scenario::ALL.into_iter().filter(|one| !payloads.contains(one)).map(Scenario::name));
             others.extend(Fault::ALL.into_iter().filter(|one| !faults.contains(one)).map(Fault::name));
+            others.extend(is_short(self.options).then_some(WITNESS));
         }
         if !others.is_empty() {
             left_out.push(format!("in this run: {}", others.join(", ")));
@@ -429,7 +472,14 @@ mod tests {
 
     fn options(quick: bool, scenarios: &[&str]) -> Options {
         let scenarios = scenarios.iter().map(|&name| name.to_owned()).collect();
-        Options { quick, relay: PathBuf::new(), seed: 1, shared_cores: false, scenarios, defences: Vec::new() }
+        Options {
+            quick,
+            relay: PathBuf::new(),
+            seed: 1,
+            shared_cores: false,
+            scenarios,
+            defences: Vec::new(),
+        }
     }
 
     #[test]

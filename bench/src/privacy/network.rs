@@ -107,6 +107,17 @@ impl<'a> Network<'a> {
         Ok(network)
     }
 
+    /// Nodes that were started, once packets of the client come through.
+    ///
+    /// # Errors
+    /// Where they do not become ready.
+    pub(super) fn of(lab: &'a Lab, mut nodes: Nodes<'a>) -> Result<Self> {
+        nodes.wait_ready(PATIENCE)?;
+        let mut network = Self { lab, nodes: Some(nodes) };
+        network.wait_passable(Host::Client)?;
+        Ok(network)
+    }
+
     fn wait_passable(&mut self, client: Host) -> Result<()> {
         let until = Instant::now() + PATIENCE;
         while ping(self.lab, client, Duration::from_millis(300))?.is_none() {

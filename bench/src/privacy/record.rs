@@ -46,6 +46,8 @@ pub struct Plan {
     pub scenarios: Vec<Scenario>,
     /// Stretches of each.
     pub each: u32,
+    /// How long each stretch is; `None` for as long as its payload takes to show what it is.
+    pub stretch: Option<Duration>,
 }
 
 impl Plan {
@@ -181,15 +183,29 @@ pub(super) fn record(
     seed: u64,
     interrupt: &Interrupt,
 ) -> Result<Run> {
+    Ok(record_all(lab, network, (defence, plan), seed, interrupt)?.0)
+}
+
+/// As [`record`], with each packet of the wire, by the kernel's time, and when the run began by it.
+///
+/// # Errors
+/// As [`record`].
+pub(super) fn record_all(
+    lab: &Lab,
+    network: &mut Network<'_>,
+    (defence, plan): (Defence, Plan),
+    seed: u64,
+    interrupt: &Interrupt,
+) -> Result<(Run, Vec<Seen>, u64)> {
     let fault = plan.fault.map(|fault| fault::apply(lab, fault, seed::of(seed, &["fault"]))).transpose();
     let fault = fault.context("the link's fault cannot be had")?;
     let run = watch(lab, network, (defence, plan), seed, interrupt);
     let Some(fault) = fault else { return run };
     let felt = fault.felt();
     let spoilt = fault.lift()?;
-    let (run, felt) = (run?, felt?);
+    let ((run, seen, began), felt) = (run?, felt?);
     let invalid = run.invalid.clone().or_else(|| unfelt(defence, felt, spoilt));
-    Ok(Run { invalid, ..run })
+    Ok((Run { invalid, ..run }, seen, began))
 }
 
 /// A fault that nothing felt was none, and one that did more than it should was another. A tunnel without shaping need
@@ -207,7 +223,7 @@ fn watch(
     (defence, plan): (Defence, Plan),
     seed: u64,
     interrupt: &Interrupt,
-) -> Result<Run> {
+) -> Result<(Run, Vec<Seen>, u64)> {
     let mut programs = Programs::start(lab, Host::Client, &plan.scenarios, seed)?;
     let wire = Recorder::on_wire(lab.netns(Host::Wire), lab.wire_ports())?;
     let inside = Recorder::at_interface(lab.netns(Host::Client), network.interface())?;
@@ -222,7 +238,7 @@ fn watch(
         if let Some(scenario) = busy {
             programs.begin(scenario)?;
         }
-        due += scenario.unwrap_or(Scenario::Idle).block();
+        due += plan.stretch.unwrap_or_else(|| scenario.unwrap_or(Scenario::Idle).block());
         std::thread::sleep(due.saturating_duration_since(Instant::now()));
         if busy.is_some() {
             programs.end()?;
@@ -260,7 +276,7 @@ fn watch(
     } else {
         Some("a recorder ended before the run did".to_owned())
     };
-    Ok(run)
+    Ok((run, outer.seen, began))
 }
 
 /// Packets of a recording by sender and receiver, from `began` on.
@@ -369,6 +385,7 @@ mod tests {
                 idle: 1,
                 scenarios: vec![Scenario::Bulk, Scenario::Idle],
                 each: 1,
+                stretch: None,
             },
             blocks: vec![block(None, 0), block(Some(Scenario::Bulk), 50), block(Some(Scenario::Idle), 100)],
             wires: BTreeMap::new(),

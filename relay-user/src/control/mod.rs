@@ -12,4 +12,4 @@ pub(crate) mod plans;
 mod start;
 mod status;
 
-pub use start::{run_client, run_relay};
+pub use start::{run_client, run_relay, run_watched_relay};

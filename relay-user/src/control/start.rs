@@ -18,7 +18,7 @@ use crate::crypto::StaticKey;
 use crate::edge::pool::PoolNetworks;
 use crate::edge::routes::GuardedRoutes;
 use crate::edge::{ClientEdge, ExitEdge, Offload};
-use crate::engine::{Engine, Limits};
+use crate::engine::{Engine, Limits, Unwatched, Witness};
 use crate::port::{AfXdpPort, ControlDatagram, Port, PortMode, UdpPort};
 use crate::rates::Epochs;
 use crate::steering::{AttachMode, Steering};
@@ -41,10 +41,19 @@ const HANDSHAKES: usize = 256;
 /// # Errors
 /// What kept it from starting, or why its worker ended.
 pub fn run_relay(config: RelayConfig) -> Result<()> {
+    run_watched_relay(config, |_| Unwatched)
+}
+
+/// As [`run_relay`], with a witness looking on at each worker. It is a part of the program that calls this, and of no
+/// other: what `relay` runs is [`run_relay`].
+///
+/// # Errors
+/// As [`run_relay`].
+pub fn run_watched_relay<W: Witness>(config: RelayConfig, witness: impl Fn(Clock) -> W) -> Result<()> {
     let key = StaticKey::load(&config.key)?;
     let network = config.load_network(Timestamp::from(SystemTime::now()))?;
     let me = config.find_in(&network, &key)?.clone();
-    runtime()?.block_on(relay(config, key, network, me))
+    runtime()?.block_on(relay(config, key, network, me, witness))
 }
 
 /// Runs a client until it is told to stop.
@@ -57,7 +66,13 @@ pub fn run_client(config: ClientConfig) -> Result<()> {
     runtime()?.block_on(client(config, network))
 }
 
-async fn relay(config: RelayConfig, key: StaticKey, network: NetworkDocument, me: Relay) -> Result<()> {
+async fn relay<W: Witness>(
+    config: RelayConfig,
+    key: StaticKey,
+    network: NetworkDocument,
+    me: Relay,
+    witness: impl Fn(Clock) -> W,
+) -> Result<()> {
     leave_to_workers(&config.worker.cpus).context("worker.cpus")?;
     let requests = StopRequests::listen()?;
     let status = bind_status(&config.control.socket)?;
@@ -94,7 +109,8 @@ async fn relay(config: RelayConfig, key: StaticKey, network: NetworkDocument, me
     let links = Links::new(network.suite, Some(identity), peers, limits.links, workers, rates);
     let circuits = Circuits::new(me.id, network.suite, limits.circuits, limits.exit, workers);
     let OpenDatapath { arena, queues, mode, steering, socket, neighbours, local } = datapath;
-    let workers = queues.start(limits, edges, arena, clock, &config.worker)?;
+    let witness = || witness(clock);
+    let workers = queues.start(limits, edges, arena, clock, &config.worker, witness)?;
     log::info!("relay {} runs with {} workers", me.name, workers.count());
     let out = Outbox::new(arena);
     let node = Node {
@@ -160,7 +176,8 @@ async fn client(config: ClientConfig, network: NetworkDocument) -> Result<()> {
     });
     let builder = Builder::new(path, network.suite, covered);
     let OpenDatapath { arena, queues, mode, steering, socket, neighbours, local } = datapath;
-    let workers = queues.start(limits, vec![NodeEdge::client(tun)], arena, clock, &config.worker)?;
+    let edges = vec![NodeEdge::client(tun)];
+    let workers = queues.start(limits, edges, arena, clock, &config.worker, || Unwatched)?;
     let out = Outbox::new(arena);
     let node = Node {
         name: "client".to_owned(),
@@ -203,13 +220,14 @@ enum Queues {
 }
 
 impl Queues {
-    fn start(
+    fn start<W: Witness>(
         self,
         limits: Limits,
         edges: Vec<NodeEdge>,
         arena: &'static Arena,
         clock: Clock,
         config: &crate::config::Worker,
+        witness: impl Fn() -> W,
     ) -> Result<Workers> {
         let poll = match config.poll {
             PollMode::Adaptive => Poll::Adaptive,
@@ -220,20 +238,23 @@ impl Queues {
                 if poll == Poll::Busy && config.busy_poll == BusyPoll::Auto {
                     ports.iter_mut().for_each(AfXdpPort::prefer_busy_poll);
                 }
-                Workers::start(seats(ports, edges, limits, config), arena, clock, poll)
+                Workers::start(seats(ports, edges, limits, config, witness), arena, clock, poll)
             }
-            Self::Udp(port) => Workers::start(seats(vec![*port], edges, limits, config), arena, clock, poll),
+            Self::Udp(port) => {
+                Workers::start(seats(vec![*port], edges, limits, config, witness), arena, clock, poll)
+            }
         }
         .context("the worker threads")
     }
 }
 
-fn seats<P: Port>(
+fn seats<P: Port, W: Witness>(
     ports: Vec<P>,
     edges: Vec<NodeEdge>,
     limits: Limits,
     config: &crate::config::Worker,
-) -> Vec<Seat<P>> {
+    witness: impl Fn() -> W,
+) -> Vec<Seat<P, W>> {
     let count = ports.len().max(1);
     // The frames that may wait are the node's.
     let limits = Limits { waiting: limits.waiting / count, ..limits };
@@ -242,7 +263,7 @@ fn seats<P: Port>(
         .zip(edges)
         .enumerate()
         .map(|(number, (port, edge))| Seat {
-            engine: Engine::new(limits),
+            engine: Engine::watched(limits, witness()),
             port,
             edge,
             cpu: config.cpus.get(number).copied(),

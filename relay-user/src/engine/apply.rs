@@ -6,12 +6,12 @@ use super::link::{CONTROL_CELLS, ControlCell, Link, Session, sealed_ahead, silen
 use super::schedule::Schedule;
 use super::time::Nanos;
 use super::wheel;
-use super::{Command, DropReason, Edge, Engine, Event, body_mut, put_header, relay_header};
+use super::{Command, DropReason, Edge, Engine, Event, Witness, body_mut, put_header, relay_header};
 use crate::crypto::HopKeys;
 use crate::xsk::Frame;
 use relay_common::wire::{CircuitHeader, Command as CellCommand, DestroyReason, HopCommand, LayerFields};
 
-impl Engine {
+impl<W: Witness> Engine<W> {
     /// Carries out a command of the control plane.
     pub fn apply(&mut self, command: Command, edge: &mut impl Edge, now: Nanos) {
         match command {

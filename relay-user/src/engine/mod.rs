@@ -17,12 +17,14 @@ mod send;
 mod sessions;
 pub mod time;
 pub mod wheel;
+mod witness;
 
 pub use circuit::{Direction, QUEUE_CELLS, Side};
 pub use counters::{Counters, DropReason};
 pub use departure::{Content, Departure, Outlet};
 pub use link::{CONTROL_CELLS, SESSION_CELLS, SESSION_LIFE, Session};
 pub use message::{Command, Event, Home};
+pub use witness::{Unwatched, Witness};
 
 use crate::crypto::{HopKeys, Split, Suite};
 use crate::xsk::{Frame, FramePool};
@@ -127,9 +129,9 @@ struct Due {
 /// as when a link that all of them use goes down.
 const CONTROL_STORE: usize = 1 << 14;
 
-/// The data plane of one worker.
+/// The data plane of one worker, and who looks on: nobody, where nothing else is said.
 #[derive(Debug)]
-pub struct Engine {
+pub struct Engine<W = Unwatched> {
     limits: Limits,
     links: Vec<Option<Link>>,
     sessions: Sessions,
@@ -156,11 +158,19 @@ pub struct Engine {
     counters: Counters,
     /// Opens what received cover holds, to no end but the time it takes.
     dummy: HopKeys,
+    witness: W,
 }
 
 impl Engine {
     /// An engine with nothing on it.
     pub fn new(limits: Limits) -> Self {
+        Self::watched(limits, Unwatched)
+    }
+}
+
+impl<W: Witness> Engine<W> {
+    /// An engine with nothing on it, and `witness` looking on.
+    pub fn watched(limits: Limits, witness: W) -> Self {
         let links = limits.links as usize;
         let circuits = limits.circuits as usize;
         Self {
@@ -186,6 +196,7 @@ impl Engine {
                 &Split { initiator_to_responder: [0; 32], responder_to_initiator: [0; 32] },
                 Suite::Aes256Gcm,
             ),
+            witness,
         }
     }
 

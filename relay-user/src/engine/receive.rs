@@ -3,7 +3,7 @@
 use super::circuit::{Direction, LayerError, QUEUE_CELLS, Role, Side, data_of};
 use super::link::{ControlCell, Link, SESSION_CELLS};
 use super::time::Nanos;
-use super::{DropReason, Edge, Engine, Event, body_mut, put_header, relay_header};
+use super::{DropReason, Edge, Engine, Event, Witness, body_mut, put_header, relay_header};
 use crate::xsk::Frame;
 use relay_common::wire::{
     BODY_OFFSET, CIRCUIT_HEADER_LEN, CircuitHeader, Command, DestroyReason, FLAG_CIRCUIT_COVER, HopCommand,
@@ -11,7 +11,7 @@ use relay_common::wire::{
 };
 use std::net::SocketAddr;
 
-impl Engine {
+impl<W: Witness> Engine<W> {
     /// Takes one datagram that the port received from `source`. Consumes the frame.
     pub fn receive(&mut self, mut frame: Frame, source: SocketAddr, edge: &mut impl Edge, now: Nanos) {
         match self.open(&mut frame, source, now) {
@@ -175,6 +175,7 @@ impl Engine {
         now: Nanos,
     ) {
         let Some(Some(circuit)) = self.circuits.get_mut(number as usize) else { return };
+        self.witness.arrived(number, from, &frame);
         let Some(body) = body_mut(&mut frame) else { return };
         let result = match (&mut circuit.role, from) {
             (Role::Carried(carried), Direction::Back) => {
@@ -213,7 +214,9 @@ impl Engine {
                 put_header(&mut frame, relay_header(side.circ_id, seq));
                 let queue = &mut circuit.queues[direction as usize];
                 let room = self.waiting < self.limits.waiting && queue.len() < QUEUE_CELLS;
-                if room && self.cells.push(queue, frame).is_ok() {
+                let taken = room && self.cells.push(queue, frame).is_ok();
+                self.witness.queued(number, direction, queue.len(), taken);
+                if taken {
                     self.waiting += 1;
                     if let Some(Some(link)) = self.links.get_mut(side.link as usize) {
                         self.turns.push_back(&mut link.ready, Self::turn(number, direction));

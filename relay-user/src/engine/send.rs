@@ -6,7 +6,7 @@ use super::extra::MAX_MACHINES;
 use super::link::ControlCell;
 use super::time::Nanos;
 use super::wheel;
-use super::{DropReason, Due, Edge, Engine, Event, body_mut, put_header, relay_header, take_cell};
+use super::{DropReason, Due, Edge, Engine, Event, Witness, body_mut, put_header, relay_header, take_cell};
 use crate::xsk::{Frame, FramePool};
 use relay_common::wire::{
     BODY_LEN, CircuitHeader, Command, DATA_LEN, FLAG_CIRCUIT_COVER, HopCommand, LayerFields, LossTotals,
@@ -17,7 +17,7 @@ use std::collections::VecDeque;
 /// Cells that leave in one turn, at most.
 const EMIT_BATCH: usize = 32;
 
-impl Engine {
+impl<W: Witness> Engine<W> {
     /// When [`Engine::stage`] or [`Engine::emit`] next has something to do.
     pub fn next_deadline(&self) -> Option<Nanos> {
         let due = self.due.front().map(|due| due.deadline);
@@ -46,6 +46,7 @@ impl Engine {
             let departure = Departure { link: due.link, deadline: due.deadline, content: due.content };
             if now > due.latest {
                 outlet.missed(departure);
+                self.witness.missed(due.link, due.deadline);
                 self.miss(due);
                 continue;
             }
@@ -53,6 +54,7 @@ impl Engine {
                 Ok(()) => self.counters.sent += 1,
                 Err(_) => self.counters.drop(DropReason::PortRefused),
             }
+            self.witness.left(departure.link, departure.deadline);
             sent += 1;
         }
         sent
@@ -110,6 +112,7 @@ impl Engine {
             let latest = deadline + link.tolerance;
             link.advance();
             staged += 1;
+            self.witness.choosing(number, deadline);
             if let Some((frame, content)) = self.sealed_cell(number, sender, now, pool, edge) {
                 if let Some(Some(link)) = self.links.get_mut(number as usize)
                     && let Some(extra) = &mut link.extra
@@ -223,6 +226,7 @@ impl Engine {
             let queue = &mut entry.queues[direction as usize];
             if let Some(frame) = self.cells.pop(queue) {
                 self.waiting -= 1;
+                self.witness.chosen(circuit, direction, queue.len());
                 self.turns.end_turn(&mut link.ready, !queue.is_empty());
                 return Some((frame, Content::Payload));
             }

@@ -2,7 +2,7 @@
 
 use crate::edge::{BlockKind, ClientEdge, EdgeDrop, ExitEdge, Packer, Reassembler};
 use crate::engine::time::Nanos;
-use crate::engine::{Edge, Engine};
+use crate::engine::{Edge, Engine, Witness};
 use rand_chacha::ChaCha20Rng;
 use relay_common::wire::DATA_LEN;
 
@@ -75,7 +75,7 @@ impl NodeEdge {
 
     /// Writes out what cells brought, and moves up to `max` packets from the TUN towards cells. Returns how many there
     /// were, those included that nobody got.
-    pub(super) fn pump(&mut self, engine: &mut Engine, now: Nanos, max: usize) -> usize {
+    pub(super) fn pump<W: Witness>(&mut self, engine: &mut Engine<W>, now: Nanos, max: usize) -> usize {
         match self {
             Self::None => 0,
             Self::Client(side) => {

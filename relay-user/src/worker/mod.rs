@@ -13,7 +13,7 @@ pub use pool::{Seat, Workers};
 pub use snapshot::{Snapshot, Totals};
 
 use crate::engine::time::Nanos;
-use crate::engine::{Command, Engine, Event};
+use crate::engine::{Command, Engine, Event, Witness};
 use crate::port::{Peer, Port};
 use crate::xsk::FramePool;
 use crossbeam::channel::{Sender, bounded};
@@ -135,8 +135,8 @@ impl Worker {
     ///
     /// # Errors
     /// Where the thread cannot be made or pinned.
-    pub fn start<P: Port + Send + 'static>(
-        engine: Engine,
+    pub fn start<P: Port + Send + 'static, W: Witness>(
+        engine: Engine<W>,
         port: P,
         edge: NodeEdge,
         pool: FramePool,
@@ -149,9 +149,9 @@ impl Worker {
     }
 
     #[expect(clippy::too_many_arguments, reason = "what `start` takes, and what joins it to other workers")]
-    fn launch<P: Port + Send + 'static>(
+    fn launch<P: Port + Send + 'static, W: Witness>(
         number: u16,
-        engine: Engine,
+        engine: Engine<W>,
         port: P,
         edge: NodeEdge,
         pool: FramePool,

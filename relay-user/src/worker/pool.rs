@@ -3,15 +3,15 @@
 
 use super::crossing::{Crossing, Owners};
 use super::{Clock, Events, NodeEdge, Poll, Report, ToWorker, Totals, Worker, WorkerBusy};
-use crate::engine::{Command, Engine, Home};
+use crate::engine::{Command, Engine, Home, Unwatched, Witness};
 use crate::port::Port;
 use crate::xsk::{Arena, FramePool};
 use std::sync::Arc;
 
 /// What one worker starts with.
-pub struct Seat<P> {
+pub struct Seat<P, W = Unwatched> {
     /// Its data plane. Numbers of links and circuits are those of the node: worker i of n has all that are i modulo n.
-    pub engine: Engine,
+    pub engine: Engine<W>,
     /// Its queue.
     pub port: P,
     /// Its edge.
@@ -36,8 +36,8 @@ impl Workers {
     ///
     /// # Errors
     /// Where a thread cannot be made or pinned; those already started are ended.
-    pub fn start<P: Port + Send + 'static>(
-        seats: Vec<Seat<P>>,
+    pub fn start<P: Port + Send + 'static, W: Witness>(
+        seats: Vec<Seat<P, W>>,
         arena: &'static Arena,
         clock: Clock,
         poll: Poll,

@@ -3,8 +3,8 @@
 use super::crossing::{Crossing, Owner};
 use super::watch::{Watch, Watched};
 use super::{Clock, Events, NodeEdge, Poll, Report, Snapshot, ToWorker, Totals};
-use crate::engine::Engine;
 use crate::engine::time::Nanos;
+use crate::engine::{Engine, Unwatched, Witness};
 use crate::observe::live::Pace;
 use crate::port::{BindMode, Port, Received};
 use crate::xsk::{Frame, FramePool};
@@ -56,8 +56,8 @@ pub(super) struct Joint {
 }
 
 /// A worker's thread, from inside.
-pub(super) struct Turning<P> {
-    engine: Engine,
+pub(super) struct Turning<P, W = Unwatched> {
+    engine: Engine<W>,
     port: P,
     edge: NodeEdge,
     pool: FramePool,
@@ -76,10 +76,10 @@ pub(super) struct Turning<P> {
     asked_for: u32,
 }
 
-impl<P: Port> Turning<P> {
+impl<P: Port, W: Witness> Turning<P, W> {
     /// A thread's state before its first turn.
     pub(super) fn new(
-        engine: Engine,
+        engine: Engine<W>,
         port: P,
         edge: NodeEdge,
         pool: FramePool,

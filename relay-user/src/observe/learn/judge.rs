@@ -5,7 +5,7 @@
 //! in pairs, so that a bootstrap of blocks is too sure of itself and cries wolf more often than it says. Judged forward
 //! only, a guess is right independently of all guesses before it.
 
-use super::figure::{FEWEST, Figure, by_block};
+use super::figure::{FEWEST, Figure, Scored, auc, by_block};
 use super::table::Table;
 use crate::observe::stats;
 use rand_chacha::ChaCha8Rng;
@@ -19,22 +19,15 @@ pub type Learner = fn(&Table, &[usize], &[usize], &mut ChaCha8Rng) -> Vec<Vec<f6
 /// How often `learner` names the right class, as the mean over classes, so that guessing gives 1/K however many rows
 /// each class has. Nothing is said unless there are two classes, and each is in [`FEWEST`] blocks.
 pub fn accuracy(table: &Table, learner: Learner, rng: &mut ChaCha8Rng) -> Figure {
-    let parts = parts(table, rng);
-    // The first parts are only learnt from.
-    let first = (parts.len() / 5).max(1);
     let mut right = vec![Tally::default(); table.groups() * table.kinds()];
     let mut samples = 0;
-    for at in first..parts.len() {
-        let learnt: Vec<usize> = parts[..at].iter().flatten().copied().collect();
-        let votes = learner(table, &learnt, &parts[at], rng);
-        for (row, votes) in parts[at].iter().zip(votes) {
-            let class = table.class(*row);
-            let tally = &mut right[table.block(*row) * table.kinds() + class];
-            tally.rows += 1.0;
-            tally.right += credit(&votes, class);
-            samples += 1;
-        }
-    }
+    forward(table, learner, rng, |row, votes| {
+        let class = table.class(row);
+        let tally = &mut right[table.block(row) * table.kinds() + class];
+        tally.rows += 1.0;
+        tally.right += credit(votes, class);
+        samples += 1;
+    });
     let judged: Vec<&[Tally]> = right
         .chunks(table.kinds().max(1))
         .filter(|block| block.iter().any(|tally| tally.rows > 0.0))
@@ -51,6 +44,35 @@ pub fn accuracy(table: &Table, learner: Learner, rng: &mut ChaCha8Rng) -> Figure
             sums.iter().filter(|sum| sum.rows > 0.0).map(|sum| sum.right / sum.rows).collect();
         stats::mean(&recalls)
     })
+}
+
+/// How likely `learner` gives more votes to the second of two classes for a row of it than for one of the first. Nothing
+/// is said unless there are two classes, and each is in [`FEWEST`] blocks.
+pub fn area(table: &Table, learner: Learner, rng: &mut ChaCha8Rng) -> Figure {
+    if table.kinds() != 2 {
+        return Figure::NONE;
+    }
+    let mut scored = Vec::with_capacity(table.len());
+    forward(table, learner, rng, |row, votes| {
+        let [first, second] = [0, 1].map(|class| votes.get(class).copied().unwrap_or(0.0));
+        let block = u32::try_from(table.block(row)).unwrap_or(u32::MAX);
+        scored.push(Scored { score: second - first, positive: table.class(row) == 1, block });
+    });
+    auc(&scored, rng)
+}
+
+/// Passes every judged row to `take`, with the votes of what was learnt before it.
+fn forward(table: &Table, learner: Learner, rng: &mut ChaCha8Rng, mut take: impl FnMut(usize, &[f64])) {
+    let parts = parts(table, rng);
+    // The first parts are only learnt from.
+    let first = (parts.len() / 5).max(1);
+    for at in first..parts.len() {
+        let learnt: Vec<usize> = parts[..at].iter().flatten().copied().collect();
+        let votes = learner(table, &learnt, &parts[at], rng);
+        for (row, votes) in parts[at].iter().zip(votes) {
+            take(*row, &votes);
+        }
+    }
 }
 
 #[derive(Clone, Copy, Default)]
@@ -147,6 +169,34 @@ pub(super) mod tests {
             !found.interval.holds(1.0 / 3.0)
         };
         (0..40).filter(alarm).count()
+    }
+
+    #[test]
+    fn areas_of_noise_hold_one_half_as_often_as_they_say() {
+        for (learner, mixed) in [(forest_of_few as Learner, false), (super::super::threshold::votes, false)] {
+            let mut rng = ChaCha8Rng::seed_from_u64(12);
+            let tables = 60;
+            let mut values = Vec::new();
+            let alarm = |_: &u32| {
+                let table = noise(320, 5, 2, 8, mixed, 0.0, &mut rng);
+                let found = area(&table, learner, &mut rng);
+                values.push(found.value);
+                !found.interval.holds(0.5)
+            };
+            let alarms = (0..tables).filter(alarm).count();
+            assert!(alarms <= 8, "{alarms} of {tables}");
+            assert!((stats::mean(&values) - 0.5).abs() < 0.04, "{}", stats::mean(&values));
+        }
+    }
+
+    fn forest_of_few(
+        table: &Table,
+        learnt: &[usize],
+        judged: &[usize],
+        rng: &mut ChaCha8Rng,
+    ) -> Vec<Vec<f64>> {
+        let forest = super::super::forest::Forest::grow(table, learnt, 10, rng);
+        judged.iter().map(|row| forest.votes(table.row(*row))).collect()
     }
 
     fn only(class: usize, table: &Table) -> Vec<f64> {

@@ -12,3 +12,4 @@ pub mod knn;
 pub mod likeness;
 pub mod series;
 pub mod table;
+pub mod threshold;
