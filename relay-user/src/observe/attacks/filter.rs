@@ -109,10 +109,11 @@ pub fn bits_per_minute(heard: &[Heard<'_>], filters: &[Filter], rng: &mut ChaCha
     let share = figure::ratio(&of_block, heard.len(), rng);
     let Interval { low, high } = share.interval;
     let ends = (capacity(low), capacity(high));
-    let least = if share.interval.holds(0.5) { 0.0 } else { ends.0.min(ends.1) };
     // A share that strays from one half by chance would seem to carry this much.
     let chance = 60.0 / (2.0 * std::f64::consts::LN_2 * bits);
-    let value = (capacity(share.value) - chance).max(0.0);
+    let beyond = |bits: f64| (bits - chance).max(0.0);
+    let least = if share.interval.holds(0.5) { 0.0 } else { beyond(ends.0.min(ends.1)) };
+    let value = beyond(capacity(share.value));
     Figure { value, interval: Interval { low: least, high: ends.0.max(ends.1) }, samples: share.samples }
 }
 
