@@ -131,7 +131,7 @@ fn table(out: &mut String, rows: &[Row]) {
         let _ = writeln!(
             out,
             "<tr><td>{} {}</td><td>{}</td><td>{}</td><td>{}</td><td class=\"number\">{}</td>\
-             <td class=\"number\">{} to {}</td><td>{}</td><td class=\"number\">{}</td><td class=\"{}\">{} \
+             <td class=\"number\">{}</td><td>{}</td><td class=\"number\">{}</td><td class=\"{}\">{} \
              <span class=\"note\">{}</span></td></tr>",
             row.attack.number(),
             row.attack.name(),
@@ -139,8 +139,7 @@ fn table(out: &mut String, rows: &[Row]) {
             escape(&row.defence),
             escape(&row.statistic),
             short(row.value),
-            short(row.interval.low),
-            short(row.interval.high),
+            row.interval_text().map_or_else(String::new, |ends| ends.join(" to ")),
             escape(&row.target_text()),
             row.samples,
             class(row.status),

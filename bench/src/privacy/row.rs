@@ -143,6 +143,12 @@ impl Row {
         (self.status != Status::Reported).then_some(self.status == Status::Met)
     }
 
+    /// Both ends of the interval; `None` where nothing bounds the value.
+    pub fn interval_text(&self) -> Option<[String; 2]> {
+        let ends = [self.interval.low, self.interval.high];
+        ends.iter().all(|end| end.is_finite()).then(|| ends.map(short))
+    }
+
     /// What it must be, in a few characters.
     pub fn target_text(&self) -> String {
         match self.target {

@@ -42,7 +42,7 @@ pub fn table(report: &Report) -> String {
         if status.replace(row.status) != Some(row.status) {
             let _ = writeln!(out, "\n{}", heading(row.status));
         }
-        let interval = format!("[{}, {}]", short(row.interval.low), short(row.interval.high));
+        let interval = row.interval_text().map_or_else(String::new, |[low, high]| format!("[{low}, {high}]"));
         let _ = writeln!(
             out,
             "  {:>2} {:<13} {:<scenario$} {:<defence$} {:<statistic$} {:>8} {interval:<18} {:<12} {:<8} {}",
