@@ -1,6 +1,7 @@
 //! Which processor a measurement runs on, and with what priority.
 
 use anyhow::Context as _;
+use relay_user::worker::leave_to_workers;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 /// Nice value of a spinning worker, and so of what is compared with it.
@@ -37,11 +38,7 @@ pub struct Left {
 /// What the kernel said.
 pub fn leave(cpu: usize) -> anyhow::Result<Left> {
     let before = sched_getaffinity(None).context("cannot read which processors are allowed")?;
-    let mut others = before;
-    others.unset(cpu);
-    if others.count() > 0 {
-        sched_setaffinity(None, &others).with_context(|| format!("cannot leave processor {cpu}"))?;
-    }
+    leave_to_workers(&[cpu]).with_context(|| format!("cannot leave processor {cpu}"))?;
     Ok(Left { before })
 }
 

@@ -11,6 +11,7 @@
 //!
 //! Everything is made over netlink; only `ethtool` is called as a program, because its ioctl has no safe wrapper.
 
+pub mod chance;
 pub mod delay_box;
 pub mod interrupt;
 pub mod lab;

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use crate::chance::{STEP, mixed};
 use crate::netns::Netns;
 use crate::packet::{Sight, UDP_PAYLOAD_IPV4, UDP_PORTS_IPV4, look_at};
 use crate::tap::{Caught, Tap};
@@ -201,12 +202,8 @@ impl Notes {
 
 /// Whose place the newest of `candidates` takes, if any: each is kept as likely as any other (Vitter's algorithm R).
 fn drawn(state: &mut u64, candidates: u64) -> Option<usize> {
-    // SplitMix64: nobody has to be kept from guessing what is sampled.
-    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let mut mixed = (*state ^ (*state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    mixed ^= mixed >> 31;
-    usize::try_from(mixed % candidates.max(1)).ok().filter(|place| *place < WHOLE_KEPT)
+    *state = state.wrapping_add(STEP);
+    usize::try_from(mixed(*state) % candidates.max(1)).ok().filter(|place| *place < WHOLE_KEPT)
 }
 
 fn fresh() -> Recording {

@@ -13,7 +13,8 @@ use relay_bench::privacy::{self, Options};
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask privacy")]
 struct Arguments {
-    /// At most 15 minutes: fewer windows, so wider intervals; plain, constant and jittered only, where none is named
+    /// At most 15 minutes: fewer windows, so wider intervals. Where none is named, plain, constant and jittered only, and
+    /// without overload-down, throttled-up, throttled-trunk, delay and witness
     #[arg(long)]
     quick: bool,
     /// Also writes the results here, as JSON

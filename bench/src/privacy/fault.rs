@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use anyhow::Result;
+use relay_tests::chance::{STEP, mixed};
 use relay_tests::delay_box::{DelayBox, Fate, Passage, Way};
 use relay_tests::lab::wire_port;
 use relay_tests::nodes::{CLIENT_RATE, TRUNK_RATE};
@@ -119,12 +120,9 @@ fn narrow(lab: &Lab, source: Host, rate: u32) -> Result<()> {
     Ok(())
 }
 
-/// A number by chance for a frame (splitmix64).
+/// A number by chance for a frame.
 fn drawn(seed: u64, at: u64, way: Way) -> u64 {
-    let mut x = (seed ^ at).wrapping_add((way as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
+    mixed((seed ^ at).wrapping_add((way as u64 + 1).wrapping_mul(STEP)))
 }
 
 impl Applied<'_> {

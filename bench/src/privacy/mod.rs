@@ -381,7 +381,7 @@ impl<'a> Bench<'a> {
             self.progress(&format!("{}, {fault}: recording", defence.name));
             let seed = self.seed(&["record", defence.name, fault]);
             match record::record(&lab, &mut network, (defence, plan), seed, &self.interrupt) {
-                Ok(run) => runs.push(run),
+                Ok((run, ..)) => runs.push(run),
                 Err(error) => {
                     self.heed_interrupt()?;
                     network.check()?;

@@ -172,25 +172,12 @@ impl Run {
     }
 }
 
-/// Carries a plan out through a network that is up.
+/// Carries a plan out through a network that is up. Beside the run: each packet of the wire, by the kernel's time, and when
+/// the run began by it.
 ///
 /// # Errors
 /// Where a program, a fault or a recorder cannot be started, a node ends, or the user interrupts.
 pub(super) fn record(
-    lab: &Lab,
-    network: &mut Network<'_>,
-    (defence, plan): (Defence, Plan),
-    seed: u64,
-    interrupt: &Interrupt,
-) -> Result<Run> {
-    Ok(record_all(lab, network, (defence, plan), seed, interrupt)?.0)
-}
-
-/// As [`record`], with each packet of the wire, by the kernel's time, and when the run began by it.
-///
-/// # Errors
-/// As [`record`].
-pub(super) fn record_all(
     lab: &Lab,
     network: &mut Network<'_>,
     (defence, plan): (Defence, Plan),

@@ -138,13 +138,8 @@ fn record(task: Task<'_>, cover: &'static str, plan: Plan) -> Result<Watched> {
     }
     let mut network = Network::of(&lab, nodes)?;
     let defence = Defence::schedule(task.schedule);
-    let recorded = record::record_all(
-        &lab,
-        &mut network,
-        (defence, plan),
-        seed::of(task.seed, &[cover]),
-        task.interrupt,
-    );
+    let recorded =
+        record::record(&lab, &mut network, (defence, plan), seed::of(task.seed, &[cover]), task.interrupt);
     // Notes are written when their relay ends.
     drop(network);
     let (mut run, seen, began) = recorded?;
