@@ -57,11 +57,14 @@ pub struct Layout<'a> {
     pub client_tables: &'a str,
     /// The processor of the only worker of each node. Without one, the kernel chooses.
     pub cpu: Option<usize>,
+    /// The only node whose worker gets it; for all others the kernel chooses.
+    pub alone: Option<Host>,
 }
 
 impl Layout<'_> {
-    fn cpus(&self) -> String {
-        self.cpu.map_or_else(String::new, |cpu| format!("cpus = [{cpu}]\n"))
+    fn cpus(&self, host: Host) -> String {
+        let cpu = self.cpu.filter(|_| self.alone.is_none_or(|alone| alone == host));
+        cpu.map_or_else(String::new, |cpu| format!("cpus = [{cpu}]\n"))
     }
 }
 
@@ -74,6 +77,7 @@ impl Default for Layout<'_> {
             cover: "circuit",
             client_tables: "",
             cpu: None,
+            alone: None,
         }
     }
 }
@@ -374,7 +378,7 @@ impl<'a> Nodes<'a> {
              [datapath]\ninterface = \"wire0\"\nmode = \"native\"\nbind = \"auto\"\nring = 4096\n\n\
              [worker]\ncount = {}\n{}poll = \"adaptive\"\n\n[control]\nsocket = \"{}\"\n",
             layout.workers,
-            layout.cpus(),
+            layout.cpus(host),
             self.file(host, "sock").display()
         );
         if host == Host::Exit {
@@ -394,7 +398,7 @@ impl<'a> Nodes<'a> {
              [datapath]\nmode = \"udp\"\nlisten = \"0.0.0.0:0\"\n\n[worker]\n{}poll = \"adaptive\"\n\n\
              [control]\nsocket = \"{}\"\n\n\
              [tun]\nname = \"ew0\"\nmtu = 1400\nroutes = [\"198.51.100.0/24\"]\n{client_tables}",
-            layout.cpus(),
+            layout.cpus(host),
             self.file(host, "sock").display()
         )
     }

@@ -176,15 +176,16 @@ fn print_closing(report: &Report) {
             wire.lengths
         );
     }
-    println!("\nrelay   XDP      redirected   kernel path   missed slots   drops");
+    println!("\nrelay   XDP      redirected   kernel path   missed slots   woke late   drops");
     for relay in &report.relays {
         println!(
-            "{:<8}{:<9}{:>10}{:>14}{:>15}   {}",
+            "{:<8}{:<9}{:>10}{:>14}{:>15}{:>10.2} %   {}",
             relay.name,
             relay.xdp_mode.as_deref().unwrap_or("-"),
             relay.redirected,
             relay.kernel_path,
             relay.missed_slots,
+            100.0 * relay.late_wakes as f64 / relay.wakes.max(1) as f64,
             relay.drops.values().sum::<u64>()
         );
     }

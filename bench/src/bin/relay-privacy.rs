@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::Parser;
 use clap::builder::PossibleValuesParser;
+use relay_bench::privacy::network::Cores;
 use relay_bench::privacy::witness::notes;
 use relay_bench::privacy::{self, Options};
 
@@ -33,8 +34,11 @@ struct Arguments {
     #[arg(long = "defence", value_name = "NAME", value_parser = PossibleValuesParser::new(privacy::defence_names()))]
     defences: Vec<String>,
     /// Lets workers share their processors with everything else. Otherwise they have one for themselves
-    #[arg(long)]
+    #[arg(long, conflicts_with = "alone")]
     shared_cores: bool,
+    /// Gives that processor to the worker of this node alone, as on a host of its own, and judges only what it sends
+    #[arg(long, value_name = "NODE", value_parser = PossibleValuesParser::new(privacy::node_names()))]
+    alone: Option<String>,
     /// The program `relay`, built for release
     #[arg(long, value_name = "FILE", hide = true)]
     relay: PathBuf,
@@ -66,7 +70,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         quick: arguments.quick,
         relay: arguments.relay,
         seed: arguments.seed,
-        shared_cores: arguments.shared_cores,
+        cores: Cores::of(arguments.shared_cores, arguments.alone.as_deref()),
         scenarios: arguments.scenarios,
         defences: arguments.defences,
     };

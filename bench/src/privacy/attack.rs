@@ -45,8 +45,10 @@ const BEFORE: u64 = 300_000_000;
 const AROUND: u64 = 350_000_000;
 /// Bins in which a beginning is looked for.
 const CHANGE_BIN: u64 = 25_000_000;
-/// Windows from which an activity is guessed: it takes longer to see what goes on than that something does.
-const ACTIVITY_WINDOW: Duration = Duration::from_millis(100);
+/// Windows from which an activity is guessed: it takes longer to see what goes on than that something does. They overlap,
+/// so that what begins between two of them is whole in one.
+const ACTIVITY_WINDOW: Duration = Duration::from_millis(200);
+const ACTIVITY_STEP: Duration = Duration::from_millis(100);
 /// A control has to reach it.
 const SEEN: f64 = 0.9;
 
@@ -138,7 +140,7 @@ fn mixed(first: &Run, runs: &[Run], rng: &mut ChaCha8Rng) -> Vec<Row> {
     let [Some(out), Some(home)] = CLIENT.map(|(from, to)| run.wire(from, to)) else {
         return nothing(UNSEEN);
     };
-    let cuts = run.cuts_of(ACTIVITY_WINDOW);
+    let cuts = run.cuts_of(ACTIVITY_WINDOW, ACTIVITY_STEP);
     // The counterpart of all payloads is as frequent as three of them; that held against it is as frequent as one.
     let cuts = cuts.into_iter().filter(|cut| cut.scenario.is_some());
     let (ways, back): (Vec<Sample<'_>>, Vec<_>) = cuts
@@ -164,7 +166,7 @@ fn mixed(first: &Run, runs: &[Run], rng: &mut ChaCha8Rng) -> Vec<Row> {
     let [active, idle] = [true, false].map(|busy| watched(runs, busy));
     let hours = active.watched.min(idle.watched) as f64 / 3.6e12;
     // What can be told apart at all in the time that was watched.
-    let resolution = 4.0 / hours.max(1e-6);
+    let resolution = (4.0 / hours.max(1e-6)).ceil();
     let note = format!("to within {resolution:.0} an hour: {:.1} min of each were watched", hours * 60.0);
     let begun = connections::connections(&active, &idle, resolution, rng);
     rows.extend(begun.iter().map(|finding| Row { note: note.clone(), ..begun_row(first, finding) }));
@@ -237,16 +239,16 @@ fn is_control(run: &Run) -> bool {
     run.defence.schedule.is_none()
 }
 
-/// Every stretch with this payload and the moment before it: what the programs did, beside the wire.
+/// Every stretch with this payload and the moment before it: what entered the tunnel, beside the wire.
 fn beside(run: &Run, scenario: Scenario) -> Vec<correlation::Run<'_>> {
     let blocks = run.blocks.iter().filter(|block| block.scenario == Some(scenario) && block.from > BEFORE);
     blocks
         .flat_map(|block| {
-            let ways = run.inside.iter().zip(CLIENT);
-            ways.filter_map(move |(inside, (from, to))| {
+            let ways = [&run.inside[0], &run.entering].into_iter().zip(CLIENT);
+            ways.filter_map(move |(payload, (from, to))| {
                 let (start, end) = (block.from - BEFORE, block.to);
                 let wire = run.wire(from, to)?.window(start, end);
-                Some(correlation::Run { payload: inside.window(start, end), wire })
+                Some(correlation::Run { payload: payload.window(start, end), wire })
             })
         })
         .collect()

@@ -48,7 +48,7 @@ use relay_user::observe::finding::{Attack, Interval, Target};
 use self::attack::Found;
 use self::duo::Duo;
 use self::fault::Fault;
-use self::network::{Defence, Network};
+use self::network::{Cores, Defence, Network};
 use self::page::Picture;
 use self::record::{Plan, Run};
 use self::row::{Cost, Row, Status};
@@ -76,12 +76,27 @@ pub struct Options {
     pub relay: PathBuf,
     /// Decides every order and every drawing.
     pub seed: u64,
-    /// Workers share their processors with programs, kernel and recorder. Otherwise the last one is theirs.
-    pub shared_cores: bool,
+    /// Which processors workers have.
+    pub cores: Cores,
     /// Only these, by name; all where none is named.
     pub scenarios: Vec<String>,
     /// Only these, by name; all where none is named.
     pub defences: Vec<String>,
+}
+
+impl Options {
+    /// The only node whose worker has a processor, and that is judged.
+    fn alone(&self) -> Option<Host> {
+        match self.cores {
+            Cores::Alone(host) => Some(host),
+            Cores::Apart | Cores::Shared => None,
+        }
+    }
+
+    /// Whether a scenario that judges all nodes together is to run.
+    fn wants_whole(&self, name: &str) -> bool {
+        self.alone().is_none() && is_wanted(&self.scenarios, name)
+    }
 }
 
 /// Measures everything. What cannot run here becomes a row that says so.
@@ -94,6 +109,13 @@ pub fn run(options: &Options) -> Result<(Report, Vec<Picture>)> {
             "cargo xtask privacy needs root: it makes network namespaces, loads an XDP program and opens raw sockets"
         );
     }
+    let whole = WHOLE.iter().find(|name| options.scenarios.iter().any(|wanted| wanted == *name));
+    if let (Some(host), Some(name)) = (options.alone(), whole) {
+        bail!(
+            "the scenario {name} judges all nodes together: leave it out, or leave out --alone {}",
+            host.name()
+        );
+    }
     let mut bench = Bench::new(options)?;
     for defence in defences(options) {
         if let Err(error) = bench.defence(defence) {
@@ -103,11 +125,11 @@ pub fn run(options: &Options) -> Result<(Report, Vec<Picture>)> {
             bench.rows.push(not_run(defence, &error));
         }
     }
-    if is_wanted(&options.scenarios, "truth") {
+    if options.wants_whole("truth") {
         bench.truth();
     }
     // The notes of a quick run would have no power, and there is no time for them.
-    if is_wanted(&options.scenarios, WITNESS) && !is_short(options) {
+    if options.wants_whole(WITNESS) && !is_short(options) {
         bench.witness();
     }
     if bench.interrupt.is_set() {
@@ -135,12 +157,19 @@ pub fn defence_names() -> impl Iterator<Item = &'static str> {
 
 /// The scenario in which relays take notes.
 const WITNESS: &str = "witness";
+/// Scenarios that judge all nodes together.
+const WHOLE: [&str; 4] = ["two", "mark", "truth", WITNESS];
 
 /// Names of all scenarios: payloads, faults of a link, two clients at once, marks that somebody puts on cells, cells
 /// whose content is known, and relays that take notes.
 pub fn scenario_names() -> impl Iterator<Item = &'static str> {
     let payloads = Scenario::ALL.into_iter().map(Scenario::name);
-    payloads.chain(Fault::ALL.into_iter().map(Fault::name)).chain(["two", "mark", "truth", WITNESS])
+    payloads.chain(Fault::ALL.into_iter().map(Fault::name)).chain(WHOLE)
+}
+
+/// Names of all nodes.
+pub fn node_names() -> impl Iterator<Item = &'static str> {
+    network::NODES.into_iter().map(Host::name)
 }
 
 /// A quick run that nobody told what to take.
@@ -175,8 +204,8 @@ fn plans(options: &Options, defence: Defence) -> Vec<Plan> {
     // Of each payload; with a fault, without payload and with. A quick run has to end within 15 minutes.
     let (each, [faulty_idle, faulty_each]) = match (options.quick, defence.schedule.is_some()) {
         (true, true) => (24, [12, 8]),
-        (true, false) => (8, [8, 4]),
-        (false, true) => (60, [60, 60]),
+        (true, false) => (10, [8, 4]),
+        (false, true) => (80, [80, 80]),
         (false, false) => (20, [20, 20]),
     };
     let (scenarios, faults) = scenarios(options);
@@ -235,7 +264,7 @@ impl<'a> Bench<'a> {
         let cpus = cpu::allowed()?;
         Ok(Self {
             options,
-            workers_cpu: cpus.last().copied().filter(|_| cpus.len() > 1 && !options.shared_cores),
+            workers_cpu: cpus.last().copied().filter(|_| cpus.len() > 1 && options.cores != Cores::Shared),
             interrupt: Interrupt::listen()?,
             started: Instant::now(),
             probe: GapProbe::new(),
@@ -272,14 +301,14 @@ impl<'a> Bench<'a> {
         self.rows.extend(found.rows.into_iter().map(told));
         self.heed_interrupt()?;
         drop(runs);
-        if is_wanted(&self.options.scenarios, "two") {
+        if self.options.wants_whole("two") {
             self.progress(&format!("{}: two who chat", defence.name));
             let duo = self.record_two(defence)?;
             let mut rng = self.rng(&["attacks", defence.name, "two"]);
             self.rows.extend(attack::two(&duo, defence, &mut rng).into_iter().map(told));
         }
         self.heed_interrupt()?;
-        if is_wanted(&self.options.scenarios, "mark") {
+        if self.options.wants_whole("mark") {
             let plan = mark::Plan::of(self.options.quick, defence.schedule.is_some());
             self.progress(&format!("{}: marks, for {} s", defence.name, plan.lasts().as_secs()));
             let rows = self.marks(defence, plan).unwrap_or_else(|error| {
@@ -296,7 +325,7 @@ impl<'a> Bench<'a> {
         let service = Host::Service.address().context("the service has an address")?;
         let (cpu, _left) = self.workers_apart()?;
         let _servers = Servers::start(lab.netns(Host::Service), service)?;
-        let mut network = Network::start(&lab, &self.options.relay, defence, &[Host::Client], cpu)?;
+        let mut network = Network::start(&lab, &self.options.relay, defence, &[Host::Client], (cpu, None))?;
         let mut rng = self.rng(&["marks", defence.name]);
         let marked = mark::record(&lab, &mut network, (defence, plan), &mut rng, &self.interrupt)?;
         drop(network);
@@ -310,11 +339,11 @@ impl<'a> Bench<'a> {
         let service = Host::Service.address().context("the service has an address")?;
         let (cpu, _left) = self.workers_apart()?;
         let servers = Servers::start(lab.netns(Host::Service), service)?;
-        let mut network = Network::start(&lab, &self.options.relay, defence, &duo::CLIENTS, cpu)?;
+        let mut network = Network::start(&lab, &self.options.relay, defence, &duo::CLIENTS, (cpu, None))?;
         let blocks = match (self.options.quick, defence.schedule.is_some()) {
             (true, true) => 60,
             (true, false) => 20,
-            (false, true) => 300,
+            (false, true) => 360,
             (false, false) => 40,
         };
         duo::record(&lab, &mut network, &servers, blocks, self.seed(&["two", defence.name]), &self.interrupt)
@@ -371,7 +400,9 @@ impl<'a> Bench<'a> {
         let service = Host::Service.address().context("the service has an address")?;
         let (cpu, _left) = self.workers_apart()?;
         let _servers = Servers::start(lab.netns(Host::Service), service)?;
-        let mut network = Network::start(&lab, &self.options.relay, defence, &[Host::Client], cpu)?;
+        let clients = [Host::Client];
+        let mut network =
+            Network::start(&lab, &self.options.relay, defence, &clients, (cpu, self.options.alone()))?;
         self.progress(&format!("{}: round trips", defence.name));
         let mut rng = self.rng(&["round trips", defence.name]);
         let pause = || Duration::from_micros(5_000 + rng.next_u64() % 20_000);
@@ -447,7 +478,8 @@ impl<'a> Bench<'a> {
             others
                 .extend(Scenario::ALL.into_iter().filter(|one| !payloads.contains(one)).map(Scenario::name));
             others.extend(Fault::ALL.into_iter().filter(|one| !faults.contains(one)).map(Fault::name));
-            others.extend(is_short(self.options).then_some(WITNESS));
+            others.extend(WHOLE.iter().filter(|_| self.options.alone().is_some()));
+            others.extend((is_short(self.options) && self.options.alone().is_none()).then_some(WITNESS));
         }
         if !others.is_empty() {
             left_out.push(format!("in this run: {}", others.join(", ")));
@@ -456,7 +488,11 @@ impl<'a> Bench<'a> {
             quick: self.options.quick,
             seconds: self.started.elapsed().as_secs_f64(),
             seed: self.options.seed,
-            cores: if self.workers_cpu.is_some() { "own" } else { "shared" },
+            cores: match (self.workers_cpu, self.options.alone()) {
+                (None, _) => "shared".to_owned(),
+                (Some(_), None) => "own".to_owned(),
+                (Some(_), Some(host)) => format!("own, the worker of {} alone", host.name()),
+            },
             rows: self.rows,
             cost: self.cost,
             noise: self.probe.noise(),
@@ -476,7 +512,7 @@ mod tests {
             quick,
             relay: PathBuf::new(),
             seed: 1,
-            shared_cores: false,
+            cores: Cores::Apart,
             scenarios,
             defences: Vec::new(),
         }

@@ -57,16 +57,43 @@ impl Defence {
     }
 }
 
+/// What runs a worker in this lab.
+pub const NODES: [Host; 4] = [Host::Client, Host::Entry, Host::Middle, Host::Exit];
+
+/// Which processors workers have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cores {
+    /// The last one, which all of them share, and nobody else.
+    Apart,
+    /// The kernel's choice, among all threads there are.
+    Shared,
+    /// The last one, for the worker of this node. The others share the rest with everything else, and nothing that they
+    /// send is judged.
+    Alone(Host),
+}
+
+impl Cores {
+    /// By what a command says.
+    pub fn of(shared: bool, alone: Option<&str>) -> Self {
+        match NODES.into_iter().find(|node| Some(node.name()) == alone) {
+            Some(node) => Self::Alone(node),
+            None if shared => Self::Shared,
+            None => Self::Apart,
+        }
+    }
+}
+
 /// The running tunnel.
 #[derive(Debug)]
 pub(super) struct Network<'a> {
     lab: &'a Lab,
     nodes: Option<Nodes<'a>>,
+    alone: Option<Host>,
 }
 
 impl<'a> Network<'a> {
-    /// Brings the defence up in `lab`, for these clients, with all workers on `cpu` where one is given, and waits until
-    /// packets of each come through.
+    /// Brings the defence up in `lab`, for these clients, with all workers on `cpu` where one is given, or that of
+    /// `alone` only, and waits until packets of each come through.
     ///
     /// # Errors
     /// Where it does not come up.
@@ -75,7 +102,7 @@ impl<'a> Network<'a> {
         relay: &Path,
         defence: Defence,
         clients: &[Host],
-        cpu: Option<usize>,
+        (cpu, alone): (Option<usize>, Option<Host>),
     ) -> Result<Self> {
         let nodes = match defence.schedule {
             None => {
@@ -91,8 +118,11 @@ impl<'a> Network<'a> {
                 // A trunk has to go like the clock that the defence is about, for the rows of trunks.
                 let trunk = Class { schedule, pattern, ..usual.trunk };
                 let client_tables = if defence.machines { MACHINES } else { "" };
-                let mut nodes =
-                    Nodes::prepare_as(lab, relay, Layout { client, trunk, client_tables, cpu, ..usual })?;
+                let mut nodes = Nodes::prepare_as(
+                    lab,
+                    relay,
+                    Layout { client, trunk, client_tables, cpu, alone, ..usual },
+                )?;
                 for &host in RELAYS.iter().chain(clients) {
                     nodes.start(host)?;
                 }
@@ -100,7 +130,8 @@ impl<'a> Network<'a> {
                 Some(nodes)
             }
         };
-        let mut network = Self { lab, nodes };
+        let alone = alone.filter(|_| nodes.is_some());
+        let mut network = Self { lab, nodes, alone };
         for &client in clients {
             network.wait_passable(client)?;
         }
@@ -113,7 +144,7 @@ impl<'a> Network<'a> {
     /// Where they do not become ready.
     pub(super) fn of(lab: &'a Lab, mut nodes: Nodes<'a>) -> Result<Self> {
         nodes.wait_ready(PATIENCE)?;
-        let mut network = Self { lab, nodes: Some(nodes) };
+        let mut network = Self { lab, nodes: Some(nodes), alone: None };
         network.wait_passable(Host::Client)?;
         Ok(network)
     }
@@ -135,11 +166,16 @@ impl<'a> Network<'a> {
         self.nodes.as_mut().map_or(Ok(()), Nodes::check_alive)
     }
 
-    /// Slots that the client and the relays missed so far.
+    /// Whether what `host` sends is to be judged.
+    pub(super) fn judges(&self, host: Host) -> bool {
+        self.alone.is_none_or(|alone| alone == host)
+    }
+
+    /// Slots that the client and the relays missed so far, those that are judged.
     pub(super) fn missed_slots(&self) -> u64 {
         let Some(nodes) = &self.nodes else { return 0 };
-        let hosts = [Host::Client, Host::Entry, Host::Middle, Host::Exit];
-        hosts.into_iter().filter_map(|host| nodes.status(host).ok()).map(|status| status.missed_slots).sum()
+        let judged = NODES.into_iter().filter(|host| self.judges(*host));
+        judged.filter_map(|host| nodes.status(host).ok()).map(|status| status.missed_slots).sum()
     }
 
     /// The client's interface into the tunnel.

@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use rand_core::Rng as _;
 use relay_common::wire::{CELL_LEN, DatagramType};
 use relay_tests::interrupt::Interrupt;
+use relay_tests::lab::OUTSIDE;
 use relay_tests::nodes::{CLIENT_RATE, TRUNK_RATE};
 use relay_tests::recorder::{Datagram, Seen};
 use relay_tests::{Host, Lab, Recorder, Recording};
@@ -107,6 +108,9 @@ pub struct Run {
     pub whole: Vec<Datagram>,
     /// The truth: packets from and to the client's programs.
     pub inside: [Trace; 2],
+    /// Packets to the client's programs where they enter the tunnel, at the exit. When they leave it follows from the wire,
+    /// whatever the wire follows from.
+    pub entering: Trace,
     /// Handshakes and new flows on the client's link.
     pub begun: Vec<Event>,
     /// Why none of it may be judged, if so.
@@ -129,12 +133,12 @@ impl Run {
     /// The windows of all stretches. Those of a stretch with payload in which none flowed, and of one without in which
     /// some still did, belong to neither and are left out.
     pub fn cuts(&self) -> Vec<Cut> {
-        self.cuts_of(self.plan.window)
+        self.cuts_of(self.plan.window, self.plan.window)
     }
 
-    /// As [`Self::cuts`], of windows of another width.
-    pub fn cuts_of(&self, width: Duration) -> Vec<Cut> {
-        let (guard, width) = (nanos(self.plan.guard), nanos(width).max(1));
+    /// As [`Self::cuts`], of windows of another width, of which one begins every `step`.
+    pub fn cuts_of(&self, width: Duration, step: Duration) -> Vec<Cut> {
+        let (guard, width, step) = (nanos(self.plan.guard), nanos(width).max(1), nanos(step).max(1));
         let mut cuts = Vec::new();
         for (number, block) in (0..).zip(&self.blocks) {
             let mut from = block.from + guard;
@@ -142,7 +146,7 @@ impl Run {
                 if self.is_active(from, from + width) == block.is_busy() {
                     cuts.push(Cut { from, to: from + width, block: number, scenario: block.scenario });
                 }
-                from += width;
+                from += step;
             }
         }
         cuts
@@ -214,6 +218,7 @@ fn watch(
     let mut programs = Programs::start(lab, Host::Client, &plan.scenarios, seed)?;
     let wire = Recorder::on_wire(lab.netns(Host::Wire), lab.wire_ports())?;
     let inside = Recorder::at_interface(lab.netns(Host::Client), network.interface())?;
+    let outside = Recorder::at_interface(lab.netns(Host::Exit), OUTSIDE)?;
     let missed = network.missed_slots();
     std::thread::sleep(SETTLE);
     let began = now();
@@ -237,8 +242,8 @@ fn watch(
     }
     // The recorders empty their sockets every 5 ms.
     std::thread::sleep(Duration::from_millis(30));
-    let listening = wire.is_listening() && inside.is_listening();
-    let (outer, inner) = (wire.take(), inside.take());
+    let listening = [&wire, &inside, &outside].into_iter().all(Recorder::is_listening);
+    let (outer, inner, beyond) = (wire.take(), inside.take(), outside.take());
     network.check()?;
     let missed_slots = network.missed_slots().saturating_sub(missed);
     let service = Host::Service.address();
@@ -247,19 +252,23 @@ fn watch(
             inner.seen.iter().filter(|seen| seen.at >= began && (Some(seen.destination) == service) == out);
         Trace::new(way.map(|seen| sight(seen, began)).collect())
     });
+    let entering = beyond.seen.iter().filter(|seen| seen.at >= began && Some(seen.source) == service);
+    let mut wires = wires(&outer, began);
+    wires.retain(|(from, _), _| network.judges(*from));
     let mut run = Run {
         defence,
         plan,
         blocks,
-        wires: wires(&outer, began),
+        wires,
         begun: begun(&outer, began),
         whole: outer.whole,
         inside,
+        entering: Trace::new(entering.map(|seen| sight(seen, began)).collect()),
         invalid: None,
         missed_slots,
     };
     run.invalid = if listening {
-        complaint(&run, outer.lost + inner.lost, programs.failures)
+        complaint(&run, network, outer.lost + inner.lost + beyond.lost, programs.failures)
     } else {
         Some("a recorder ended before the run did".to_owned())
     };
@@ -301,7 +310,7 @@ fn sight(seen: &Seen, began: u64) -> Sight {
     Sight { at: seen.at.saturating_sub(began), length: seen.length }
 }
 
-fn complaint(run: &Run, lost: u64, failures: u32) -> Option<String> {
+fn complaint(run: &Run, network: &Network<'_>, lost: u64, failures: u32) -> Option<String> {
     if lost > 0 {
         return Some(format!("the capture lost {lost} packets"));
     }
@@ -311,7 +320,7 @@ fn complaint(run: &Run, lost: u64, failures: u32) -> Option<String> {
     if run.defence.schedule.is_some() {
         let seconds = run.blocks.last().map_or(0.0, |block| block.to as f64 / 1e9);
         for (wires, rate) in [(&CLIENT[..], CLIENT_RATE), (&TRUNKS[..], TRUNK_RATE)] {
-            for (from, to) in wires {
+            for (from, to) in wires.iter().filter(|(from, _)| network.judges(*from)) {
                 let seen = run.wire(*from, *to).map_or(0, |trace| trace.sights().len());
                 let due = f64::from(rate) * seconds * SEEN_AT_LEAST;
                 if (seen as f64) < due {
@@ -379,6 +388,7 @@ mod tests {
             whole: Vec::new(),
             begun: Vec::new(),
             inside: [at(&[15]), at(&[85])],
+            entering: Trace::default(),
             invalid: None,
             missed_slots: 0,
         }

@@ -2,12 +2,16 @@
 
 use std::fmt::Write as _;
 
+use relay_user::observe::finding::Target;
 use serde::Serialize;
 
 use super::row::{Cost, Row, Status};
 use crate::figure::Noise;
 use crate::report::json::kernel;
 use crate::report::table::short;
+
+/// An interval of 95 % leaves the truth out so often.
+const OUTSIDE: f64 = 0.05;
 
 /// What a whole run says.
 #[derive(Debug)]
@@ -18,8 +22,9 @@ pub struct Report {
     pub seconds: f64,
     /// The seed of all drawing.
     pub seed: u64,
-    /// `own` where workers had a processor without programs, `shared` otherwise.
-    pub cores: &'static str,
+    /// `own` where workers had a processor without programs, `own, the worker of X alone` where one had, `shared`
+    /// otherwise.
+    pub cores: String,
     /// What attacks found, failures first.
     pub rows: Vec<Row>,
     /// What the defences cost.
@@ -106,17 +111,27 @@ const fn heading(status: Status) -> &'static str {
     }
 }
 
-/// How many rows say what.
+/// How many rows say what, and how many intervals leave chance out that would by chance.
 pub fn summary(report: &Report) -> String {
+    let is_judged = |row: &&Row| {
+        matches!(row.target, Target::Chance { .. })
+            && row.interval.low < row.interval.high
+            && row.status != Status::Invalid
+    };
+    let intervals: Vec<&Row> = report.rows.iter().filter(is_judged).collect();
+    let without = intervals.iter().filter(|row| row.status == Status::Missed).count();
+    let expected = intervals.len() as f64 * OUTSIDE;
     let count = |status| report.rows.iter().filter(|row| row.status == status).count();
     format!(
-        "{} rows: {} met, {} missed, {} without power, {} invalid, {} not run",
+        "{} rows: {} met, {} missed, {} without power, {} invalid, {} not run; of {} intervals that \
+         should hold chance {without} do not, {expected:.1} where nothing leaks",
         report.rows.len(),
         count(Status::Met),
         count(Status::Missed),
         count(Status::NoPower),
         count(Status::Invalid),
-        count(Status::NotRun)
+        count(Status::NotRun),
+        intervals.len()
     )
 }
 
@@ -126,7 +141,7 @@ struct Document<'a> {
     quick: bool,
     seconds: f64,
     seed: u64,
-    cores: &'static str,
+    cores: &'a str,
     noise: Noise,
     rows: Vec<JsonRow<'a>>,
     cost: &'a [Cost],
@@ -162,7 +177,7 @@ pub fn json(report: &Report) -> anyhow::Result<String> {
         quick: report.quick,
         seconds: report.seconds,
         seed: report.seed,
-        cores: report.cores,
+        cores: &report.cores,
         noise: report.noise,
         rows: rows.collect(),
         cost: &report.cost,
@@ -187,5 +202,48 @@ fn json_row(row: &Row) -> JsonRow<'_> {
         status: row.status,
         samples: row.samples,
         note: &row.note,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use relay_user::observe::finding::{Attack, Finding, Interval};
+
+    fn row(low: f64, high: f64) -> Row {
+        let finding = Finding {
+            attack: Attack::Activity,
+            statistic: "accuracy",
+            value: (low + high) / 2.0,
+            interval: Interval { low, high },
+            target: Target::Chance { value: 0.5, half_width: 0.03 },
+            samples: 1200,
+        };
+        Row::new(&finding, "bulk", "constant")
+    }
+
+    #[test]
+    fn intervals_that_leave_chance_out_stand_beside_those_that_would_by_chance() {
+        let mut rows = vec![row(0.48, 0.52); 39];
+        rows.push(row(0.51, 0.54));
+        rows.push(row(0.51, 0.54).invalid("lost packets"));
+        rows.push(row(f64::NAN, f64::NAN));
+        rows.push(row(0.51, 0.54).as_control(Target::AtLeast { bound: 0.9 }));
+        let report = Report {
+            quick: true,
+            seconds: 1.0,
+            seed: 1,
+            cores: "own".to_owned(),
+            rows,
+            cost: Vec::new(),
+            noise: Noise::default(),
+            left_out: Vec::new(),
+        };
+        let text = summary(&report);
+        assert!(text.starts_with("43 rows: 39 met, 2 missed"), "{text}");
+        assert!(
+            text.ends_with("of 40 intervals that should hold chance 1 do not, 2.0 where nothing leaks"),
+            "{text}"
+        );
     }
 }

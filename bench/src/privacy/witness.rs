@@ -178,7 +178,7 @@ fn judge(watched: &Watched, control: bool, detailed: bool, rng: &mut ChaCha8Rng)
         let traces = Traces::of(view);
         let scenario = format!("relay on the path: {}", host.name());
         for (width, statistics) in WIDTHS {
-            let cuts = watched.run.cuts_of(width);
+            let cuts = watched.run.cuts_of(width, width);
             let row = |cut: &Cut| features::of(view, &traces, cut.from, cut.to);
             let all: Vec<(Cut, Vec<f64>)> = cuts.into_iter().map(|cut| (cut, row(&cut))).collect();
             let table = table(&all, None);

@@ -352,6 +352,8 @@ impl Node {
             redirected,
             kernel_path: self.kernel_path,
             missed_slots: sum(|totals| totals.engine.missed_slots),
+            wakes: sum(|totals| totals.wakes.all),
+            late_wakes: sum(|totals| totals.wakes.late),
             cells_sent: sum(|totals| totals.engine.sent),
             cells_received: sum(|totals| totals.engine.received),
             cells_handed_over: sum(|totals| totals.crossing.given),

@@ -24,6 +24,9 @@ pub(super) struct Status {
     pub(super) redirected: u64,
     pub(super) kernel_path: u64,
     pub(super) missed_slots: u64,
+    /// How often workers slept, and how often of these they woke too late for a slot.
+    pub(super) wakes: u64,
+    pub(super) late_wakes: u64,
     pub(super) cells_sent: u64,
     pub(super) cells_received: u64,
     /// Came by another worker's queue than that of their link's.

@@ -14,7 +14,7 @@ use crate::host::link::Device;
 const WATCH: Duration = Duration::from_millis(500);
 /// A gap that the engine does not feel: cells are sealed that long before their slot (`engine::Limits::lead`).
 const LONGEST_GAP: Duration = Duration::from_micros(200);
-/// A wake-up that an adaptive worker has time for: it wakes so long before a slot (`worker::SPIN`), in microseconds.
+/// A wake-up that an adaptive worker has time for without spinning longer for it (`worker::lead`), in microseconds.
 const WAKE_LIMIT: u64 = 15;
 
 /// What was read of one.

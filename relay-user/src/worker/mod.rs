@@ -2,6 +2,7 @@
 
 mod crossing;
 mod edge;
+mod lead;
 mod pool;
 mod snapshot;
 mod turning;
@@ -9,6 +10,7 @@ mod watch;
 
 pub use crossing::{CrossingCounters, Owners};
 pub use edge::{NodeEdge, OWN_CIRCUITS};
+pub use lead::Wakes;
 pub use pool::{Seat, Workers};
 pub use snapshot::{Snapshot, Totals};
 

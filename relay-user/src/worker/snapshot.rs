@@ -1,6 +1,6 @@
 //! Totals that a worker publishes and the control plane reads.
 
-use super::CrossingCounters;
+use super::{CrossingCounters, Wakes};
 use crate::engine::Counters;
 use crate::engine::time::Nanos;
 use crate::observe::live::AuditState;
@@ -18,6 +18,8 @@ pub struct Totals {
     pub mode: Option<PortMode>,
     /// Cells that came by another worker's queue.
     pub crossing: CrossingCounters,
+    /// How often it slept, and woke late.
+    pub wakes: Wakes,
     /// Circuits known now.
     pub circuits: u64,
     /// The edge's drops by reason.

@@ -1,6 +1,7 @@
 //! A worker's loop: in pieces, so that the cells of slots that come due leave between any two of them.
 
 use super::crossing::{Crossing, Owner};
+use super::lead::{Lead, SHORTEST};
 use super::watch::{Watch, Watched};
 use super::{Clock, Events, NodeEdge, Poll, Report, Snapshot, ToWorker, Totals};
 use crate::engine::time::Nanos;
@@ -15,8 +16,6 @@ use std::time::Duration;
 
 /// Commands, datagrams and packets that one turn takes at most, so that no slot waits long for them.
 const TURN: usize = 32;
-/// How long before a slot an adaptive worker stops sleeping and spins.
-const SPIN: Nanos = Nanos(15_000);
 /// How late the staging of a cell may run, well inside the engine's lead.
 const STAGING_SLACK: Nanos = Nanos(120_000);
 /// Longest sleep: bounds how long a datagram, a packet or a command waits for a worker with nothing to send.
@@ -63,6 +62,7 @@ pub(super) struct Turning<P, W = Unwatched> {
     pool: FramePool,
     clock: Clock,
     poll: Poll,
+    lead: Lead,
     joint: Joint,
     pub(super) watch: Watch,
     received: Vec<Received>,
@@ -99,6 +99,7 @@ impl<P: Port, W: Witness> Turning<P, W> {
             pool,
             clock,
             poll,
+            lead: Lead::new(),
             joint,
             watch,
             received: Vec::with_capacity(TURN),
@@ -290,21 +291,23 @@ impl<P: Port, W: Witness> Turning<P, W> {
             payload: self.edge.payload(),
             last_delivery: self.edge.last_delivery(),
             last_of_decoys: self.edge.last_of_decoys(),
+            wakes: self.lead.wakes(),
             audit: self.watch.state(),
         });
     }
 
-    fn sleep(&self) {
+    fn sleep(&mut self) {
         let now = self.clock.now();
         let slot = self
             .engine
             .next_slot()
-            .map(|at| Nanos(at.0.next_multiple_of(self.grid.0).saturating_sub(SPIN.0)));
+            .map(|at| Nanos(at.0.next_multiple_of(self.grid.0).saturating_sub(self.lead.get().0)));
         let staging = self.engine.next_deadline().map(|at| at + STAGING_SLACK);
         let wake = slot.into_iter().chain(staging).min().unwrap_or(now + MAX_SLEEP).min(now + MAX_SLEEP);
         let span = wake.since(now);
-        if span > SPIN {
+        if span > SHORTEST {
             std::thread::sleep(Duration::from_nanos(span.0));
+            self.lead.learn(self.clock.now().since(wake));
         }
     }
 }

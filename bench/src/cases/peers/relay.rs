@@ -5,7 +5,7 @@
 //! those; what cover costs is charged to the payloads.
 //!
 //! The worker polls adaptively, since a busy one uses its core up by design. But near its next slot an adaptive worker
-//! spins too, for up to 15 µs, so at low rates most of its time is waiting. At high ones, with no time to wait, it is
+//! spins too, for 15 µs and more, so at low rates most of its time is waiting. At high ones, with no time to wait, it is
 //! all work; only there does a payload's cost say what forwarding costs.
 
 use std::net::SocketAddr;
