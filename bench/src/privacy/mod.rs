@@ -342,7 +342,7 @@ impl<'a> Bench<'a> {
         let mut network = Network::start(&lab, &self.options.relay, defence, &duo::CLIENTS, (cpu, None))?;
         let blocks = match (self.options.quick, defence.schedule.is_some()) {
             (true, true) => 60,
-            (true, false) => 20,
+            (true, false) => 24,
             (false, true) => 360,
             (false, false) => 40,
         };
@@ -534,7 +534,7 @@ mod tests {
         assert!(["overload-down", "throttled-up", "delay", "mark"].iter().all(|name| names.contains(name)));
     }
 
-    /// The rest of 15 minutes goes to two clients (126 s), to attack 10 (80 s), and to laying out and computing (50 s).
+    /// The rest of 15 minutes goes to two clients (130 s), to attack 10 (80 s), and to laying out and computing (46 s).
     #[test]
     fn a_quick_run_has_no_more_stretches_than_fit_into_its_time() {
         let quick = options(true, &[]);

@@ -61,7 +61,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use rand_chacha::ChaCha8Rng;
-    use rand_core::{Rng as _, SeedableRng as _};
+    use rand_core::SeedableRng as _;
 
     /// After `wakes` that came up to `most` late, each as likely; and how many of as many more came too late.
     fn learnt(most: u64, wakes: u32) -> (Lead, u64) {
