@@ -262,6 +262,9 @@ struct Bench<'a> {
 impl<'a> Bench<'a> {
     fn new(options: &'a Options) -> Result<Self> {
         let cpus = cpu::allowed()?;
+        if let (Some(host), ..=1) = (options.alone(), cpus.len()) {
+            bail!("--alone {}: there is no second processor to give to its worker", host.name());
+        }
         Ok(Self {
             options,
             workers_cpu: cpus.last().copied().filter(|_| cpus.len() > 1 && options.cores != Cores::Shared),
@@ -421,7 +424,8 @@ impl<'a> Bench<'a> {
             }
         }
         let is_sound = |run: &&Run| run.plan.fault.is_none() && run.plan.scenarios.contains(&Scenario::Bulk);
-        if let Some(sound) = runs.iter().find(is_sound) {
+        // Of a node that is judged alone, one direction is kept, which is not what the link costs.
+        if let Some(sound) = runs.iter().find(is_sound).filter(|_| self.options.alone().is_none()) {
             self.cost.push(cost::of(sound, round_trips));
         }
         Ok(())
