@@ -9,6 +9,9 @@ const ETHERTYPE_ARP: u16 = 0x0806;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
 const UDP: u8 = 17;
 const ICMPV6: u8 = 58;
+/// Next header of IPv6's hop-by-hop options (RFC 8200, 4.3).
+const HOP_BY_HOP: u8 = 0;
+const IPV6_HEADER: usize = 40;
 const UDP_HEADER: u16 = 8;
 /// Where the payload of a UDP datagram over IPv4 without options begins.
 pub(crate) const UDP_PAYLOAD_IPV4: usize = UDP_PORTS_IPV4 + 8;
@@ -29,7 +32,7 @@ pub enum Sight {
     },
     /// Address resolution of IPv4.
     Arp,
-    /// ICMPv6, which carries neighbour discovery.
+    /// ICMPv6, which carries neighbour discovery and, behind a router alert, reports of multicast listeners.
     Icmpv6,
     /// Any other IP packet.
     Other {
@@ -92,9 +95,16 @@ fn look_at_ipv4(packet: &[u8]) -> Option<Sight> {
 fn look_at_ipv6(packet: &[u8]) -> Option<Sight> {
     let source = IpAddr::from(Ipv6Addr::from(array::<16>(packet, 8)?));
     let destination = IpAddr::from(Ipv6Addr::from(array::<16>(packet, 24)?));
-    match packet.get(6) {
-        Some(&UDP) => udp(source, destination, packet, 40),
-        Some(&ICMPV6) => Some(Sight::Icmpv6),
+    let (next, header) = match *packet.get(6)? {
+        HOP_BY_HOP => {
+            let [next, eights] = array(packet, IPV6_HEADER)?;
+            (next, IPV6_HEADER + 8 * (1 + usize::from(eights)))
+        }
+        next => (next, IPV6_HEADER),
+    };
+    match next {
+        UDP => udp(source, destination, packet, header),
+        ICMPV6 => Some(Sight::Icmpv6),
         _ => Some(Sight::Other { source, destination }),
     }
 }
@@ -166,6 +176,21 @@ mod tests {
     fn a_fragment_is_no_datagram() {
         let mut frame = ipv4_udp([192, 0, 2, 1], [192, 0, 2, 2], 1360);
         frame[ETHERNET + 6] = 0x20;
+        assert!(matches!(look_at(&frame), Sight::Other { .. }));
+    }
+
+    #[test]
+    fn a_report_of_multicast_listeners_is_icmpv6() {
+        let mut frame = vec![0; ETHERNET];
+        frame[12..14].copy_from_slice(&ETHERTYPE_IPV6.to_be_bytes());
+        let mut packet = [0; IPV6_HEADER];
+        packet[6] = HOP_BY_HOP;
+        frame.extend(packet);
+        // A router alert and padding (RFC 2711, 2.1), as RFC 3810, 5, asks for.
+        frame.extend([ICMPV6, 0, 5, 2, 0, 0, 1, 0]);
+        frame.extend([143, 0]);
+        assert_eq!(look_at(&frame), Sight::Icmpv6);
+        frame[ETHERNET + IPV6_HEADER] = 6;
         assert!(matches!(look_at(&frame), Sight::Other { .. }));
     }
 
