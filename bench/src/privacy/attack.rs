@@ -45,9 +45,10 @@ const BEFORE: u64 = 300_000_000;
 const AROUND: u64 = 350_000_000;
 /// Bins in which a beginning is looked for.
 const CHANGE_BIN: u64 = 25_000_000;
-/// Windows from which an activity is guessed: it takes longer to see what goes on than that something does. They overlap,
-/// so that what begins between two of them is whole in one.
-const ACTIVITY_WINDOW: Duration = Duration::from_millis(200);
+/// Windows from which an activity is guessed: it takes longer to see what goes on than that something does, and a window
+/// that fits into one segment of a video shows what a long download shows. They overlap, so that what begins between two
+/// of them is whole in one.
+const ACTIVITY_WINDOW: Duration = Duration::from_millis(400);
 const ACTIVITY_STEP: Duration = Duration::from_millis(100);
 /// A control has to reach it.
 const SEEN: f64 = 0.9;
