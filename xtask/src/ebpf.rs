@@ -14,6 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 use aya::{EbpfLoader, programs::Xdp};
 
 use self::toolchain::Toolchain;
+use crate::tools;
 
 /// The relay's object, and the one that only benchmarks load.
 const OBJECTS: [Object; 2] = [
@@ -182,8 +183,7 @@ fn compile(root: &Path, toolchain: &Toolchain) -> Result<[Vec<u8>; OBJECTS.len()
             flags.push(format!("--remap-path-prefix={}={to}", from.display()));
         }
     }
-    let status = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .current_dir(root)
+    let status = tools::cargo()
         .args(["build", "--release", "--locked", "-Zbuild-std=core", "--target", TARGET])
         .args(["--package", "relay-ebpf"])
         .args([

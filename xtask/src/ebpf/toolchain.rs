@@ -8,6 +8,8 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::tools;
+
 /// Later versions want an LLVM of the system's; this one loads the compiler's own.
 const LINKER_VERSION: &str = "0.10.3";
 /// Debian's packages of a compiler with the library's sources.
@@ -113,7 +115,7 @@ fn find_linker(root: &Path) -> Result<PathBuf> {
         }
     }
     println!("installing bpf-linker {LINKER_VERSION} into {}", tools.display());
-    let status = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+    let status = tools::cargo()
         .args(["install", "--locked", "--root"])
         .arg(&tools)
         .arg(format!("bpf-linker@{LINKER_VERSION}"))
