@@ -31,9 +31,6 @@ const GRID: Nanos = Nanos(8_009);
 const COPYING_GRID: Nanos = Nanos(32_003);
 /// Before a multiple at which cells leave, no work is begun for so long: the time of the pieces below.
 const GUARD: Nanos = Nanos(1_000);
-/// The same on a UDP socket, where one call takes in all that waits: 8 µs as a rule. A client's worker does it, which has
-/// time to wait.
-const UDP_GUARD: Nanos = Nanos(16_000);
 /// Slots staged in one turn, at most: more than datagrams, so that a worker that was held up first catches up with what
 /// leaves. Datagrams wait in the port's ring meanwhile.
 const STAGE_TURN: usize = 128;
@@ -73,7 +70,6 @@ pub(super) struct Turning<P, W = Unwatched> {
     /// The grid's multiple up to which cells have left.
     tick: Nanos,
     grid: Nanos,
-    guard: Nanos,
     /// The port holds cells that the kernel could not take.
     unsent: bool,
     /// The last session that no worker had and that the control plane was asked for.
@@ -92,10 +88,9 @@ impl<P: Port, W: Witness> Turning<P, W> {
         joint: Joint,
     ) -> Self {
         let watch = Watch::new(engine.limits().links, clock, Pace::default());
-        let (grid, guard) = match port.mode().bind {
-            BindMode::Udp => (COPYING_GRID, UDP_GUARD),
-            BindMode::Copy => (COPYING_GRID, GUARD),
-            BindMode::ZeroCopy | BindMode::Memory => (GRID, GUARD),
+        let grid = match port.mode().bind {
+            BindMode::Copy | BindMode::Udp => COPYING_GRID,
+            BindMode::ZeroCopy | BindMode::Memory => GRID,
         };
         Self {
             engine,
@@ -111,7 +106,6 @@ impl<P: Port, W: Witness> Turning<P, W> {
             housekeeping: Nanos(0),
             tick: Nanos(0),
             grid,
-            guard,
             unsent: false,
             asked_for: 0,
         }
@@ -143,7 +137,7 @@ impl<P: Port, W: Witness> Turning<P, W> {
     /// another piece of work might miss it. Called between any two pieces of work. Returns the time.
     fn keep_slots(&mut self) -> Nanos {
         let mut now = self.clock.now();
-        let tick = Nanos((now.0 + self.guard.0) / self.grid.0 * self.grid.0);
+        let tick = Nanos((now.0 + GUARD.0) / self.grid.0 * self.grid.0);
         if tick <= self.tick {
             return now;
         }
