@@ -66,11 +66,11 @@ enum EbpfCommand {
 
 /// Runs the command.
 pub(crate) fn run(args: EbpfArgs) -> Result<()> {
-    let root = workspace_root()?;
+    let root = tools::workspace();
     match args.command {
-        EbpfCommand::Build => build(&root),
-        EbpfCommand::Verify => verify(&root),
-        EbpfCommand::Disasm => disasm(&root),
+        EbpfCommand::Build => build(root),
+        EbpfCommand::Verify => verify(root),
+        EbpfCommand::Disasm => disasm(root),
     }
 }
 
@@ -219,24 +219,19 @@ fn load(object: &[u8], programs: &[&str]) -> Result<()> {
     Ok(())
 }
 
-fn workspace_root() -> Result<PathBuf> {
-    let xtask = Path::new(env!("CARGO_MANIFEST_DIR"));
-    xtask.parent().map(Path::to_owned).context("the xtask package stands in no workspace")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn the_committed_objects_were_built_from_these_sources() {
-        check_digest(&workspace_root().expect("workspace")).expect("up to date");
+        check_digest(tools::workspace()).expect("up to date");
     }
 
     #[test]
     fn the_committed_objects_name_no_path_of_the_machine_that_built_them() {
         for object in OBJECTS {
-            let bytes = object.committed(&workspace_root().expect("workspace")).expect("object");
+            let bytes = object.committed(tools::workspace()).expect("object");
             for path in ["/root/", "/home/", "/tmp/", "/usr/", ".cargo"] {
                 let found = bytes.windows(path.len()).any(|window| window == path.as_bytes());
                 assert!(!found, "{path} is in {}", object.path);

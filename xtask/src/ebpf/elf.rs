@@ -56,8 +56,8 @@ mod tests {
     use super::*;
 
     fn committed() -> Vec<u8> {
-        let root = super::super::workspace_root().expect("workspace");
-        super::super::OBJECTS[0].committed(&root).expect("object")
+        let root = crate::tools::workspace();
+        super::super::OBJECTS[0].committed(root).expect("object")
     }
 
     #[test]
