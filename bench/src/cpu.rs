@@ -26,19 +26,19 @@ pub fn pin(cpu: usize) -> anyhow::Result<()> {
     sched_setaffinity(None, &set).with_context(|| format!("cannot run on processor {cpu}"))
 }
 
-/// While it lives, the calling thread and those that it starts, programs included, leave a processor to others.
+/// While it lives, the calling thread and those that it starts, programs included, leave processors to others.
 #[derive(Debug)]
 pub struct Left {
     before: CpuSet,
 }
 
-/// Leaves `cpu` to others. Where no other is allowed, the thread stays.
+/// Leaves `cpus` to others. Where no other is allowed, the thread stays.
 ///
 /// # Errors
 /// What the kernel said.
-pub fn leave(cpu: usize) -> anyhow::Result<Left> {
+pub fn leave(cpus: &[usize]) -> anyhow::Result<Left> {
     let before = sched_getaffinity(None).context("cannot read which processors are allowed")?;
-    leave_to_workers(&[cpu]).with_context(|| format!("cannot leave processor {cpu}"))?;
+    leave_to_workers(cpus).with_context(|| format!("cannot leave processors {cpus:?}"))?;
     Ok(Left { before })
 }
 

@@ -55,15 +55,22 @@ pub struct Layout<'a> {
     pub cover: &'a str,
     /// Tables at the end of the client's configuration.
     pub client_tables: &'a str,
-    /// The processor of the only worker of each node. Without one, the kernel chooses.
-    pub cpu: Option<usize>,
-    /// The only node whose worker gets it; for all others the kernel chooses.
+    /// Processors for the only worker of each node, dealt out in turn. Without any, the kernel chooses.
+    pub cpus: &'a [usize],
+    /// The only node whose worker gets one, the first; for all others the kernel chooses.
     pub alone: Option<Host>,
 }
 
+/// In which order nodes get processors: where there is one too few, two clients share it, and not two relays.
+const DEALT: [Host; 5] = [Host::Client, Host::Entry, Host::Middle, Host::Exit, Host::Second];
+
 impl Layout<'_> {
     fn cpus(&self, host: Host) -> String {
-        let cpu = self.cpu.filter(|_| self.alone.is_none_or(|alone| alone == host));
+        let place = match self.alone {
+            Some(alone) => (alone == host).then_some(0),
+            None => DEALT.into_iter().position(|node| node == host),
+        };
+        let cpu = place.and_then(|place| self.cpus.iter().cycle().nth(place));
         cpu.map_or_else(String::new, |cpu| format!("cpus = [{cpu}]\n"))
     }
 }
@@ -76,7 +83,7 @@ impl Default for Layout<'_> {
             trunk: Class { rate: TRUNK_RATE, schedule: "constant", pattern: None },
             cover: "circuit",
             client_tables: "",
-            cpu: None,
+            cpus: &[],
             alone: None,
         }
     }
@@ -109,6 +116,10 @@ pub struct Status {
     pub kernel_path: u64,
     /// Slots that the worker came too late for.
     pub missed_slots: u64,
+    /// Moments at which cells left.
+    pub ticks: u64,
+    /// Those of them that a worker came more than 1 µs late to.
+    pub late_ticks: u64,
     /// Cells handed to the port.
     pub cells_sent: u64,
     /// Cells that a link AEAD authenticated.
@@ -478,6 +489,20 @@ pub fn rfc3339(seconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn processors_are_dealt_out_in_turn() {
+        let of = |cpus: &[usize], alone| {
+            let layout = Layout { cpus, alone, ..Layout::default() };
+            DEALT.map(|host| layout.cpus(host))
+        };
+        let line = |cpu: usize| format!("cpus = [{cpu}]\n");
+        assert_eq!(of(&[], None), [const { String::new() }; 5]);
+        assert_eq!(of(&[7], None), [7, 7, 7, 7, 7].map(line), "all share the only one");
+        assert_eq!(of(&[4, 5, 6, 7], None), [4, 5, 6, 7, 4].map(line), "clients share, and relays do not");
+        let [client, entry, ..] = of(&[7], Some(Host::Entry));
+        assert_eq!((client, entry), (String::new(), line(7)));
+    }
 
     #[test]
     fn moments_are_written_as_rfc_3339_does() {

@@ -176,7 +176,7 @@ fn print_closing(report: &Report) {
             wire.lengths
         );
     }
-    println!("\nrelay   XDP      redirected   kernel path   missed slots   woke late   drops");
+    println!("\nrelay   XDP      redirected   kernel path   missed slots   left late   drops");
     for relay in &report.relays {
         println!(
             "{:<8}{:<9}{:>10}{:>14}{:>15}{:>10.2} %   {}",
@@ -185,7 +185,7 @@ fn print_closing(report: &Report) {
             relay.redirected,
             relay.kernel_path,
             relay.missed_slots,
-            100.0 * relay.late_wakes as f64 / relay.wakes.max(1) as f64,
+            100.0 * relay.late_ticks as f64 / relay.ticks.max(1) as f64,
             relay.drops.values().sum::<u64>()
         );
     }

@@ -97,6 +97,10 @@ pub(super) fn one(run: &Run, scenario: Scenario, found: &mut Found, rng: &mut Ch
         let runs = beside(run, scenario);
         let again = |rng: &mut ChaCha8Rng| correlation::correlation(&runs, BIN, LAGS, rng);
         tested(run, (Attack::Correlation, scenario, "both ways"), again(rng), again, found, rng);
+        if let (Some(row), Some(place)) = (found.rows.last_mut(), correlation::place(&runs, BIN, LAGS)) {
+            let later = place.lag * isize::try_from(BIN / 1_000_000).unwrap_or(0);
+            row.note += &format!("; {} at {later} ms, {:+.3}", place.seen, place.rho);
+        }
         let again = |rng: &mut ChaCha8Rng| information::of_bytes(&runs, BIN, rng);
         tested(run, (Attack::Information, scenario, "both ways"), again(rng), again, found, rng);
     }

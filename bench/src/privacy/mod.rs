@@ -51,7 +51,7 @@ use self::fault::Fault;
 use self::network::{Cores, Defence, Network};
 use self::page::Picture;
 use self::record::{Plan, Run};
-use self::row::{Cost, Row, Status};
+use self::row::{Cost, Late, Row, Status};
 use self::scenario::Scenario;
 use self::servers::Servers;
 use self::text::Report;
@@ -249,12 +249,13 @@ fn not_run(defence: Defence, error: &anyhow::Error) -> Row {
 
 struct Bench<'a> {
     options: &'a Options,
-    workers_cpu: Option<usize>,
+    workers_cpus: Vec<usize>,
     interrupt: Interrupt,
     started: Instant,
     probe: GapProbe,
     rows: Vec<Row>,
     cost: Vec<Cost>,
+    late: Vec<Late>,
     pictures: Vec<Picture>,
     progress_shown: bool,
 }
@@ -267,12 +268,13 @@ impl<'a> Bench<'a> {
         }
         Ok(Self {
             options,
-            workers_cpu: cpus.last().copied().filter(|_| cpus.len() > 1 && options.cores != Cores::Shared),
+            workers_cpus: options.cores.among(&cpus),
             interrupt: Interrupt::listen()?,
             started: Instant::now(),
             probe: GapProbe::new(),
             rows: Vec::new(),
             cost: Vec::new(),
+            late: Vec::new(),
             pictures: Vec::new(),
             progress_shown: false,
         })
@@ -326,9 +328,9 @@ impl<'a> Bench<'a> {
     fn marks(&mut self, defence: Defence, plan: mark::Plan) -> Result<Vec<Row>> {
         let lab = Lab::build(PREFIX, Path::new(DIR))?;
         let service = Host::Service.address().context("the service has an address")?;
-        let (cpu, _left) = self.workers_apart()?;
+        let (cpus, _left) = self.workers_apart()?;
         let _servers = Servers::start(lab.netns(Host::Service), service)?;
-        let mut network = Network::start(&lab, &self.options.relay, defence, &[Host::Client], (cpu, None))?;
+        let mut network = Network::start(&lab, &self.options.relay, defence, &[Host::Client], (&cpus, None))?;
         let mut rng = self.rng(&["marks", defence.name]);
         let marked = mark::record(&lab, &mut network, (defence, plan), &mut rng, &self.interrupt)?;
         drop(network);
@@ -340,9 +342,9 @@ impl<'a> Bench<'a> {
         let mut lab = Lab::build(PREFIX, Path::new(DIR))?;
         lab.add_second_client()?;
         let service = Host::Service.address().context("the service has an address")?;
-        let (cpu, _left) = self.workers_apart()?;
+        let (cpus, _left) = self.workers_apart()?;
         let servers = Servers::start(lab.netns(Host::Service), service)?;
-        let mut network = Network::start(&lab, &self.options.relay, defence, &duo::CLIENTS, (cpu, None))?;
+        let mut network = Network::start(&lab, &self.options.relay, defence, &duo::CLIENTS, (&cpus, None))?;
         let blocks = match (self.options.quick, defence.schedule.is_some()) {
             (true, true) => 60,
             (true, false) => 24,
@@ -384,13 +386,13 @@ impl<'a> Bench<'a> {
     }
 
     fn watched(&mut self, schedule: &'static str) -> Result<Vec<Row>> {
-        let (cpu, _left) = self.workers_apart()?;
+        let (cpus, _left) = self.workers_apart()?;
         let (options, interrupt) = (self.options, self.interrupt.clone());
         let task = witness::Task {
             relay: &options.relay,
             schedule,
             quick: options.quick,
-            cpu,
+            cpus: &cpus,
             seed: self.seed(&["witness", schedule]),
             interrupt: &interrupt,
         };
@@ -401,11 +403,11 @@ impl<'a> Bench<'a> {
         self.progress(&format!("{}: starting", defence.name));
         let lab = Lab::build(PREFIX, Path::new(DIR))?;
         let service = Host::Service.address().context("the service has an address")?;
-        let (cpu, _left) = self.workers_apart()?;
+        let (cpus, _left) = self.workers_apart()?;
         let _servers = Servers::start(lab.netns(Host::Service), service)?;
         let clients = [Host::Client];
         let mut network =
-            Network::start(&lab, &self.options.relay, defence, &clients, (cpu, self.options.alone()))?;
+            Network::start(&lab, &self.options.relay, defence, &clients, (&cpus, self.options.alone()))?;
         self.progress(&format!("{}: round trips", defence.name));
         let mut rng = self.rng(&["round trips", defence.name]);
         let pause = || Duration::from_micros(5_000 + rng.next_u64() % 20_000);
@@ -428,13 +430,17 @@ impl<'a> Bench<'a> {
         if let Some(sound) = runs.iter().find(is_sound).filter(|_| self.options.alone().is_none()) {
             self.cost.push(cost::of(sound, round_trips));
         }
+        self.late.extend(network.late().into_iter().map(|(node, share)| Late {
+            defence: defence.name,
+            node,
+            share,
+        }));
         Ok(())
     }
 
-    /// The processor that workers have for themselves, and this thread's word that it and its programs keep off.
-    fn workers_apart(&self) -> Result<(Option<usize>, Option<Left>)> {
-        let Some(cpu) = self.workers_cpu else { return Ok((None, None)) };
-        Ok((Some(cpu), Some(cpu::leave(cpu)?)))
+    /// The processors that workers have for themselves, and this thread's word that it and its programs keep off.
+    fn workers_apart(&self) -> Result<(Vec<usize>, Left)> {
+        Ok((self.workers_cpus.clone(), cpu::leave(&self.workers_cpus)?))
     }
 
     fn seed(&self, purpose: &[&str]) -> u64 {
@@ -492,13 +498,15 @@ impl<'a> Bench<'a> {
             quick: self.options.quick,
             seconds: self.started.elapsed().as_secs_f64(),
             seed: self.options.seed,
-            cores: match (self.workers_cpu, self.options.alone()) {
-                (None, _) => "shared".to_owned(),
-                (Some(_), None) => "own".to_owned(),
-                (Some(_), Some(host)) => format!("own, the worker of {} alone", host.name()),
+            cores: match (self.workers_cpus.len(), self.options.alone()) {
+                (0, _) => "shared".to_owned(),
+                (_, Some(host)) => format!("own, the worker of {} alone", host.name()),
+                (1, None) => "own, one for all of them".to_owned(),
+                (count, None) => format!("own, {count} of them"),
             },
             rows: self.rows,
             cost: self.cost,
+            late: self.late,
             noise: self.probe.noise(),
             left_out,
         };

@@ -63,7 +63,7 @@ pub const NODES: [Host; 4] = [Host::Client, Host::Entry, Host::Middle, Host::Exi
 /// Which processors workers have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cores {
-    /// The last one, which all of them share, and nobody else.
+    /// The last ones, one each as far as they go, and nobody else's. One is left to everything else.
     Apart,
     /// The kernel's choice, among all threads there are.
     Shared,
@@ -73,6 +73,16 @@ pub enum Cores {
 }
 
 impl Cores {
+    /// Which of `cpus` are for workers.
+    pub(super) fn among(self, cpus: &[usize]) -> Vec<usize> {
+        let wanted = match self {
+            Self::Apart => NODES.len() + 1,
+            Self::Shared => 0,
+            Self::Alone(_) => 1,
+        };
+        cpus[cpus.len() - wanted.min(cpus.len().saturating_sub(1))..].to_vec()
+    }
+
     /// By what a command says.
     pub fn of(shared: bool, alone: Option<&str>) -> Self {
         match NODES.into_iter().find(|node| Some(node.name()) == alone) {
@@ -92,7 +102,7 @@ pub(super) struct Network<'a> {
 }
 
 impl<'a> Network<'a> {
-    /// Brings the defence up in `lab`, for these clients, with all workers on `cpu` where one is given, or that of
+    /// Brings the defence up in `lab`, for these clients, with workers on `cpus` where some are given, or that of
     /// `alone` only, and waits until packets of each come through.
     ///
     /// # Errors
@@ -102,7 +112,7 @@ impl<'a> Network<'a> {
         relay: &Path,
         defence: Defence,
         clients: &[Host],
-        (cpu, alone): (Option<usize>, Option<Host>),
+        (cpus, alone): (&[usize], Option<Host>),
     ) -> Result<Self> {
         let nodes = match defence.schedule {
             None => {
@@ -121,7 +131,7 @@ impl<'a> Network<'a> {
                 let mut nodes = Nodes::prepare_as(
                     lab,
                     relay,
-                    Layout { client, trunk, client_tables, cpu, alone, ..usual },
+                    Layout { client, trunk, client_tables, cpus, alone, ..usual },
                 )?;
                 for &host in RELAYS.iter().chain(clients) {
                     nodes.start(host)?;
@@ -178,6 +188,16 @@ impl<'a> Network<'a> {
         judged.filter_map(|host| nodes.status(host).ok()).map(|status| status.missed_slots).sum()
     }
 
+    /// Of the moments at which cells of each node that is judged left so far, the share that its worker came late to.
+    pub(super) fn late(&self) -> Vec<(&'static str, f64)> {
+        let Some(nodes) = &self.nodes else { return Vec::new() };
+        let judged = NODES.into_iter().filter(|host| self.judges(*host));
+        let statuses = judged.filter_map(|host| nodes.status(host).ok().map(|status| (host, status)));
+        statuses
+            .map(|(host, status)| (host.name(), status.late_ticks as f64 / status.ticks.max(1) as f64))
+            .collect()
+    }
+
     /// The client's interface into the tunnel.
     pub(super) fn interface(&self) -> &'static str {
         self.interface_of(Host::Client)
@@ -224,4 +244,26 @@ fn ping(lab: &Lab, client: Host, patience: Duration) -> Result<Option<Duration>>
             socket.send_to(&[1; 64], (service, servers::VOICE)).and_then(|_| socket.recv_from(&mut [0; 128]));
         Ok(echoed.ok().map(|_| sent.elapsed()))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_processor_is_left_to_programs() {
+        let cpus = [0, 1, 2, 3, 4, 5, 6, 7];
+        let of = |cores: Cores, count: usize| cores.among(&cpus[..count]);
+        assert_eq!(
+            of(Cores::Apart, 8),
+            [3, 4, 5, 6, 7],
+            "no more than there are nodes, with a second client"
+        );
+        assert_eq!(of(Cores::Apart, 4), [1, 2, 3]);
+        assert_eq!(of(Cores::Apart, 2), [1]);
+        assert_eq!(of(Cores::Alone(Host::Exit), 8), [7]);
+        for (cores, count) in [(Cores::Apart, 1), (Cores::Shared, 8)] {
+            assert_eq!(of(cores, count), [0_usize; 0]);
+        }
+    }
 }

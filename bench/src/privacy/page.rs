@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use relay_user::observe::finding::{Attack, Target};
 
 use super::row::{Cost, Row, Status};
-use super::text::{Report, summary};
+use super::text::{Report, punctuality, summary};
 use crate::report::html::{STYLE, escape, figure, lines_css};
 use crate::report::json::kernel;
 use crate::report::plot::{Axis, GRID, INK, LINES, Scale};
@@ -50,6 +50,9 @@ pub fn render(report: &Report, pictures: &[Picture]) -> String {
         noise.gap_max_us,
         noise.lost_percent
     );
+    for (defence, shares) in punctuality(report) {
+        let _ = writeln!(out, "<p>{defence}: moments at which cells left over 1 µs late: {shares}.</p>");
+    }
     if !report.left_out.is_empty() {
         out.push_str("<p>Not tried here:</p>\n<ul>\n");
         for reason in &report.left_out {

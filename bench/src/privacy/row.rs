@@ -186,6 +186,18 @@ pub struct Cost {
     pub added_p99_ms: Option<f64>,
 }
 
+/// How punctual a node was.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Late {
+    /// Which defence it was part of.
+    pub defence: &'static str,
+    /// The node.
+    pub node: &'static str,
+    /// Of the moments at which its cells left, the share that its worker came more than 1 µs late to: what decides there
+    /// is not the schedule.
+    pub share: f64,
+}
+
 /// Failures first, then by attack, scenario and defence.
 pub fn sort(rows: &mut [Row]) {
     rows.sort_by(|a, b| {

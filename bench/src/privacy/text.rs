@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use relay_user::observe::finding::Target;
 use serde::Serialize;
 
-use super::row::{Cost, Row, Status};
+use super::row::{Cost, Late, Row, Status};
 use crate::figure::Noise;
 use crate::report::json::kernel;
 use crate::report::table::short;
@@ -22,13 +22,14 @@ pub struct Report {
     pub seconds: f64,
     /// The seed of all drawing.
     pub seed: u64,
-    /// `own` where workers had a processor without programs, `own, the worker of X alone` where one had, `shared`
-    /// otherwise.
+    /// `own` where workers had processors without programs, and how many or whose; `shared` otherwise.
     pub cores: String,
     /// What attacks found, failures first.
     pub rows: Vec<Row>,
     /// What the defences cost.
     pub cost: Vec<Cost>,
+    /// How punctual nodes were that were judged.
+    pub late: Vec<Late>,
     /// The machine meanwhile.
     pub noise: Noise,
     /// What could not be tried here, and why.
@@ -81,6 +82,9 @@ pub fn table(report: &Report) -> String {
             cost.missed_slots,
         );
     }
+    for (defence, shares) in punctuality(report) {
+        let _ = writeln!(out, "{defence}: moments at which cells left over 1 µs late: {shares}");
+    }
     for reason in &report.left_out {
         let _ = writeln!(out, "not tried: {reason}");
     }
@@ -109,6 +113,16 @@ const fn heading(status: Status) -> &'static str {
         Status::Met => "met",
         Status::Reported => "reported, without a target",
     }
+}
+
+/// Each defence, and of each of its nodes the share of late moments.
+pub(super) fn punctuality(report: &Report) -> Vec<(&'static str, String)> {
+    let of = |late: &[Late]| {
+        let shares = late.iter().map(|late| format!("{} {:.1} %", late.node, late.share * 100.0));
+        shares.collect::<Vec<_>>().join(", ")
+    };
+    let defences = report.late.chunk_by(|a, b| a.defence == b.defence);
+    defences.filter_map(|late| Some((late.first()?.defence, of(late)))).collect()
 }
 
 /// How many rows say what, and how many intervals leave chance out that would by chance.
@@ -145,6 +159,7 @@ struct Document<'a> {
     noise: Noise,
     rows: Vec<JsonRow<'a>>,
     cost: &'a [Cost],
+    late: &'a [Late],
     left_out: &'a [String],
 }
 
@@ -181,6 +196,7 @@ pub fn json(report: &Report) -> anyhow::Result<String> {
         noise: report.noise,
         rows: rows.collect(),
         cost: &report.cost,
+        late: &report.late,
         left_out: &report.left_out,
     };
     Ok(serde_json::to_string_pretty(&document)? + "\n")
@@ -236,6 +252,7 @@ mod tests {
             cores: "own".to_owned(),
             rows,
             cost: Vec::new(),
+            late: Vec::new(),
             noise: Noise::default(),
             left_out: Vec::new(),
         };

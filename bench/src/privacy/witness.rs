@@ -73,8 +73,8 @@ pub(super) struct Task<'a> {
     pub(super) schedule: &'static str,
     /// Fewer stretches.
     pub(super) quick: bool,
-    /// The processor of all workers, where they have one for themselves.
-    pub(super) cpu: Option<usize>,
+    /// Processors of workers, where they have some for themselves.
+    pub(super) cpus: &'a [usize],
     /// Decides every order and every drawing.
     pub(super) seed: u64,
     /// Looked at between two stretches.
@@ -122,7 +122,7 @@ fn record(task: Task<'_>, cover: &'static str, plan: Plan) -> Result<Watched> {
     let _servers = Servers::start(lab.netns(Host::Service), service)?;
     let usual = Layout::default();
     let client = Class { schedule: task.schedule, ..usual.client };
-    let mut nodes = Nodes::prepare_as(&lab, task.relay, Layout { client, cover, cpu: task.cpu, ..usual })?;
+    let mut nodes = Nodes::prepare_as(&lab, task.relay, Layout { client, cover, cpus: task.cpus, ..usual })?;
     let stretches = plan.idle as usize + plan.scenarios.len() * plan.each as usize;
     let seconds = stretches * usize::try_from(STRETCH.as_millis()).unwrap_or(0) / 1000 + BESIDE;
     let room = seconds * NOTES_A_SECOND;

@@ -354,6 +354,8 @@ impl Node {
             missed_slots: sum(|totals| totals.engine.missed_slots),
             wakes: sum(|totals| totals.wakes.all),
             late_wakes: sum(|totals| totals.wakes.late),
+            ticks: sum(|totals| totals.ticks.all),
+            late_ticks: sum(|totals| totals.ticks.late),
             cells_sent: sum(|totals| totals.engine.sent),
             cells_received: sum(|totals| totals.engine.received),
             cells_handed_over: sum(|totals| totals.crossing.given),

@@ -27,6 +27,9 @@ pub(super) struct Status {
     /// How often workers slept, and how often of these they woke too late for a slot.
     pub(super) wakes: u64,
     pub(super) late_wakes: u64,
+    /// Moments at which cells left, and those of them that a worker came too late to.
+    pub(super) ticks: u64,
+    pub(super) late_ticks: u64,
     pub(super) cells_sent: u64,
     pub(super) cells_received: u64,
     /// Came by another worker's queue than that of their link's.

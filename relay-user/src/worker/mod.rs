@@ -13,6 +13,7 @@ pub use edge::{NodeEdge, OWN_CIRCUITS};
 pub use lead::Wakes;
 pub use pool::{Seat, Workers};
 pub use snapshot::{Snapshot, Totals};
+pub use turning::Ticks;
 
 use crate::engine::time::Nanos;
 use crate::engine::{Command, Engine, Event, Witness};

@@ -1,6 +1,6 @@
 //! Totals that a worker publishes and the control plane reads.
 
-use super::{CrossingCounters, Wakes};
+use super::{CrossingCounters, Ticks, Wakes};
 use crate::engine::Counters;
 use crate::engine::time::Nanos;
 use crate::observe::live::AuditState;
@@ -20,6 +20,8 @@ pub struct Totals {
     pub crossing: CrossingCounters,
     /// How often it slept, and woke late.
     pub wakes: Wakes,
+    /// How often cells left, and late.
+    pub ticks: Ticks,
     /// Circuits known now.
     pub circuits: u64,
     /// The edge's drops by reason.

@@ -1,13 +1,13 @@
 //! A worker on a port in memory whose links carry bursts of payload: its own audit sees a delay that the port puts on
 //! payload, and nothing where there is none.
 
-use super::turning::{Joint, Turning};
+use super::turning::{Joint, Turning, guard};
 use super::watch::Watch;
 use super::*;
 use crate::crypto::{LinkKeys, Split, Suite};
 use crate::engine::schedule::{Law, Schedule};
 use crate::engine::{Limits, Session};
-use crate::observe::live::{AuditState, Pace};
+use crate::observe::live::Pace;
 use crate::port::{MemoryPort, PortCounters, PortMode, Received, TransmitError};
 use crate::xsk::{Arena, Frame};
 use rand_chacha::ChaCha8Rng;
@@ -74,8 +74,8 @@ fn split(link: u32) -> Split {
     Split { initiator_to_responder: bytes, responder_to_initiator: bytes.map(|byte| !byte) }
 }
 
-/// What a worker finds of itself in `epochs` epochs.
-fn audited(delay: Nanos, epochs: u64) -> AuditState {
+/// What a worker tells after `epochs` epochs of its audit.
+fn audited(delay: Nanos, epochs: u64) -> Totals {
     let arena = Arena::anonymous(8192).unwrap();
     let clock = Clock::start();
     let mut wire = MemoryPort::new(512);
@@ -124,14 +124,24 @@ fn audited(delay: Nanos, epochs: u64) -> AuditState {
         }
         commands.send(ToWorker::Stop).unwrap();
     });
-    snapshot.read().audit
+    snapshot.read()
 }
 
 #[test]
 fn a_delay_on_payload_raises_the_alarm_and_nothing_else_does() {
-    let clean = audited(Nanos(0), 2);
+    let Totals { audit: clean, ticks, .. } = audited(Nanos(0), 2);
     assert!(clean.epochs >= 2, "{clean:?}");
     assert_eq!(clean.breaches, 0, "{clean:?}");
-    let delayed = audited(Nanos(8_000), 1);
+    assert!(ticks.all > 0 && ticks.late <= ticks.all, "{ticks:?}");
+    let delayed = audited(Nanos(8_000), 1).audit;
     assert!(delayed.breaches >= 1 && delayed.last.is_some_and(|last| last.at_least >= 0.05), "{delayed:?}");
+}
+
+#[test]
+fn a_guard_leaves_most_of_the_time_to_work() {
+    let longest = Nanos(16_000);
+    assert_eq!(guard(Nanos(500_000), longest), longest);
+    assert_eq!(guard(Nanos(32_003), longest), Nanos(8_000), "cells at every multiple");
+    assert_eq!(guard(Nanos(0), longest), Nanos(1_000));
+    assert_eq!(guard(Nanos(500_000), Nanos(1_000)), Nanos(1_000), "a port whose pieces are short");
 }

@@ -31,6 +31,13 @@ const GRID: Nanos = Nanos(8_009);
 const COPYING_GRID: Nanos = Nanos(32_003);
 /// Before a multiple at which cells leave, no work is begun for so long: the time of the pieces below.
 const GUARD: Nanos = Nanos(1_000);
+/// The same on a UDP socket, at most: one call takes in all that waits, 8 µs as a rule.
+const UDP_GUARD: Nanos = Nanos(16_000);
+/// Of the time since cells last left, no more than one part in so many goes to a guard: what a socket with cells at every
+/// multiple may lose.
+const GUARDED_SHARE: u64 = 4;
+/// A worker that comes to a multiple later than this lets cells leave late.
+const PUNCTUAL: Nanos = Nanos(1_000);
 /// Slots staged in one turn, at most: more than datagrams, so that a worker that was held up first catches up with what
 /// leaves. Datagrams wait in the port's ring meanwhile.
 const STAGE_TURN: usize = 128;
@@ -42,6 +49,27 @@ const RECEIVE_PIECE: usize = 2;
 const PUMP_PIECE: usize = 2;
 /// Cells handed to the port before they are sent for: less than any port queues.
 const FLUSH: usize = 128;
+
+/// Multiples of the grid at which cells left, since start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ticks {
+    /// All of them.
+    pub all: u64,
+    /// Those that the worker came more than 1 µs late to: by how much, its work or whoever had its processor decides.
+    pub late: u64,
+}
+
+impl Ticks {
+    fn count(&mut self, late: Nanos) {
+        self.all += 1;
+        self.late += u64::from(late > PUNCTUAL);
+    }
+}
+
+/// How long before a multiple no work is begun, where cells last left so long ago.
+pub(super) fn guard(since_departure: Nanos, longest: Nanos) -> Nanos {
+    Nanos(since_departure.0 / GUARDED_SHARE).clamp(GUARD, longest)
+}
 
 /// What joins a worker to the control plane and to other workers.
 pub(super) struct Joint {
@@ -69,7 +97,11 @@ pub(super) struct Turning<P, W = Unwatched> {
     housekeeping: Nanos,
     /// The grid's multiple up to which cells have left.
     tick: Nanos,
+    /// The last one at which any did.
+    departed: Nanos,
     grid: Nanos,
+    longest_guard: Nanos,
+    ticks: Ticks,
     /// The port holds cells that the kernel could not take.
     unsent: bool,
     /// The last session that no worker had and that the control plane was asked for.
@@ -88,9 +120,10 @@ impl<P: Port, W: Witness> Turning<P, W> {
         joint: Joint,
     ) -> Self {
         let watch = Watch::new(engine.limits().links, clock, Pace::default());
-        let grid = match port.mode().bind {
-            BindMode::Copy | BindMode::Udp => COPYING_GRID,
-            BindMode::ZeroCopy | BindMode::Memory => GRID,
+        let (grid, longest_guard) = match port.mode().bind {
+            BindMode::Udp => (COPYING_GRID, UDP_GUARD),
+            BindMode::Copy => (COPYING_GRID, GUARD),
+            BindMode::ZeroCopy | BindMode::Memory => (GRID, GUARD),
         };
         Self {
             engine,
@@ -105,7 +138,10 @@ impl<P: Port, W: Witness> Turning<P, W> {
             received: Vec::with_capacity(TURN),
             housekeeping: Nanos(0),
             tick: Nanos(0),
+            departed: Nanos(0),
             grid,
+            longest_guard,
+            ticks: Ticks::default(),
             unsent: false,
             asked_for: 0,
         }
@@ -137,12 +173,15 @@ impl<P: Port, W: Witness> Turning<P, W> {
     /// another piece of work might miss it. Called between any two pieces of work. Returns the time.
     fn keep_slots(&mut self) -> Nanos {
         let mut now = self.clock.now();
-        let tick = Nanos((now.0 + GUARD.0) / self.grid.0 * self.grid.0);
+        let guard = guard(now.since(self.departed), self.longest_guard);
+        let tick = Nanos((now.0 + guard.0) / self.grid.0 * self.grid.0);
         if tick <= self.tick {
             return now;
         }
         self.tick = tick;
         if self.engine.next_slot().is_some_and(|slot| slot <= tick) {
+            self.departed = tick;
+            self.ticks.count(now.since(tick));
             while now < tick {
                 std::hint::spin_loop();
                 now = self.clock.now();
@@ -292,6 +331,7 @@ impl<P: Port, W: Witness> Turning<P, W> {
             last_delivery: self.edge.last_delivery(),
             last_of_decoys: self.edge.last_of_decoys(),
             wakes: self.lead.wakes(),
+            ticks: self.ticks,
             audit: self.watch.state(),
         });
     }

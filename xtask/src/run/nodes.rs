@@ -32,8 +32,8 @@ pub(super) struct Status {
     pub(super) redirected: u64,
     pub(super) kernel_path: u64,
     pub(super) missed_slots: u64,
-    pub(super) wakes: u64,
-    pub(super) late_wakes: u64,
+    pub(super) ticks: u64,
+    pub(super) late_ticks: u64,
     pub(super) drops: BTreeMap<String, u64>,
     pub(super) links: Vec<LinkStatus>,
 }

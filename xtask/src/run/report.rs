@@ -42,8 +42,8 @@ pub(super) struct RelayReport {
     pub(super) redirected: u64,
     pub(super) kernel_path: u64,
     pub(super) missed_slots: u64,
-    pub(super) wakes: u64,
-    pub(super) late_wakes: u64,
+    pub(super) ticks: u64,
+    pub(super) late_ticks: u64,
     pub(super) drops: BTreeMap<String, u64>,
 }
 
@@ -155,8 +155,8 @@ fn relay_report(host: Host, status: &Status) -> RelayReport {
         redirected: status.redirected,
         kernel_path: status.kernel_path,
         missed_slots: status.missed_slots,
-        wakes: status.wakes,
-        late_wakes: status.late_wakes,
+        ticks: status.ticks,
+        late_ticks: status.late_ticks,
         drops: status.drops,
     }
 }

@@ -44,6 +44,8 @@ impl Run<'_> {
 
 /// How many series [`Run::seen`] gives.
 pub(super) const SEEN: usize = 3;
+/// What they are.
+const NAMES: [&str; SEEN] = ["cells", "bytes", "unevenness"];
 
 /// The greatest correlation, of either sign and over `lags` bins to either side, of the payload's bytes with the wire's
 /// cells, bytes or unevenness, in bins of `bin` nanoseconds: against the same with the wire rotated in time, each run by
@@ -77,6 +79,26 @@ pub fn correlation(runs: &[Run<'_>], bin: u64, lags: usize, rng: &mut ChaCha8Rng
     });
     interval.low = interval.low.max(0.0);
     against_chance(Attack::Correlation, ["max |rho|", "p of max |rho|"], value, interval, chance, bins)
+}
+
+/// Where [`correlation`] finds its value.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Place {
+    /// What follows the payload: `cells`, `bytes` or `unevenness`.
+    pub seen: &'static str,
+    /// How many bins later it does; below 0 where it is ahead.
+    pub lag: isize,
+    /// The correlation there, with its sign.
+    pub rho: f64,
+}
+
+/// Where [`correlation`] finds its value, for who looks for the mechanism: what holds programs and cells up at once shows
+/// below 0 at lag 0, a worker's own work above 0 there or shortly after. `None` where no run is long enough.
+pub fn place(runs: &[Run<'_>], bin: u64, lags: usize) -> Option<Place> {
+    let runs: Vec<Products> = runs.iter().filter_map(|&run| Products::of(run, bin, lags)).collect();
+    let (_, found) = greatest(&runs, &vec![0; runs.len()], lags);
+    let seen = NAMES.get(found.seen)?;
+    (!runs.is_empty()).then(|| Place { seen, lag: found.lag, rho: found.of(runs.iter()) })
 }
 
 const SHUFFLES: usize = 999;
@@ -179,6 +201,18 @@ mod tests {
         let findings = attacked(Link::Perturbed, 4, 2);
         assert_eq!(findings[0].verdict(), Verdict::Missed, "{findings:?}");
         assert!(findings[1].value <= 0.001, "{findings:?}");
+    }
+
+    #[test]
+    fn the_place_says_what_follows_the_payload_and_when() {
+        let mut rng = ChaCha8Rng::seed_from_u64(2);
+        let planted: Vec<Planted> =
+            (0..4).map(|block| Link::Perturbed.block(block, 1, |_, _| true, &mut rng)).collect();
+        let place = place(&runs(&planted), 5 * MILLI, 4).unwrap();
+        // A cell that is held up ends its gap within this bin or the next.
+        assert!(place.seen == "unevenness" && [0, 1].contains(&place.lag), "{place:?}");
+        assert!(place.rho > 0.1, "{place:?}");
+        assert_eq!(super::place(&[], 5 * MILLI, 4), None);
     }
 
     #[test]
