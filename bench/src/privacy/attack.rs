@@ -39,8 +39,8 @@ pub(super) const TRUNKS: [(Host, Host); 4] = [
 /// Bins in which cells are held against payload, in nanoseconds, and how many of them payload may be ahead or behind.
 const BIN: u64 = 10_000_000;
 const LAGS: usize = 8;
-/// What came before a stretch and is looked at with it, so that payload begins within sight.
-const BEFORE: u64 = 300_000_000;
+/// Parts in which payload and wire are held against each other: a dozen stretches, so much longer than two schedules beat.
+const PART: u64 = 10 * SECOND;
 /// To either side of a beginning or end.
 const AROUND: u64 = 350_000_000;
 /// Bins in which a beginning is looked for.
@@ -94,7 +94,8 @@ pub(super) fn one(run: &Run, scenario: Scenario, found: &mut Found, rng: &mut Ch
         tested(run, (Attack::Information, scenario, way), again(rng), again, found, rng);
     }
     if scenario != Scenario::Idle {
-        let runs = beside(run, scenario);
+        let counted = stretches(run, scenario);
+        let runs = beside(run, &counted);
         let again = |rng: &mut ChaCha8Rng| correlation::correlation(&runs, BIN, LAGS, rng);
         tested(run, (Attack::Correlation, scenario, "both ways"), again(rng), again, found, rng);
         if let (Some(row), Some(place)) = (found.rows.last_mut(), correlation::place(&runs, BIN, LAGS)) {
@@ -244,16 +245,26 @@ fn is_control(run: &Run) -> bool {
     run.defence.schedule.is_none()
 }
 
-/// Every stretch with this payload and the moment before it: what entered the tunnel, beside the wire.
-fn beside(run: &Run, scenario: Scenario) -> Vec<correlation::Run<'_>> {
-    let blocks = run.blocks.iter().filter(|block| block.scenario == Some(scenario) && block.from > BEFORE);
-    blocks
-        .flat_map(|block| {
+/// The stretches with this payload, and those without any.
+fn stretches(run: &Run, scenario: Scenario) -> Vec<(u64, u64)> {
+    let of = run.blocks.iter().filter(|block| block.scenario.is_none_or(|one| one == scenario));
+    of.map(|block| (block.from, block.to)).collect()
+}
+
+/// What entered the tunnel, beside the wire, in parts of some seconds.
+fn beside<'a>(run: &'a Run, counted: &'a [(u64, u64)]) -> Vec<correlation::Run<'a>> {
+    let end = run.blocks.last().map_or(0, |block| block.to);
+    let parts = (end / PART).max(1);
+    let width = end / parts / BIN * BIN;
+    (0..)
+        .zip(0..parts)
+        .flat_map(|(number, part)| {
+            let (start, end) = (part * width, (part + 1) * width);
             let ways = [&run.inside[0], &run.entering].into_iter().zip(CLIENT);
             ways.filter_map(move |(payload, (from, to))| {
-                let (start, end) = (block.from - BEFORE, block.to);
                 let wire = run.wire(from, to)?.window(start, end);
-                Some(correlation::Run { payload: payload.window(start, end), wire })
+                let payload = payload.window(start, end);
+                Some(correlation::Run { payload, wire, counted: Some(counted), turned_with: number })
             })
         })
         .collect()

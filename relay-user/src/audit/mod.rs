@@ -253,9 +253,13 @@ fn parted<'a>(
     let bins = to.saturating_sub(from) / bin.max(1);
     let parts = (bins / (10 * lags.max(1) as u64)).clamp(1, PARTS);
     let width = bins / parts * bin;
-    (0..parts)
-        .map(|part| (from + part * width, from + (part + 1) * width))
-        .map(|(from, to)| Run { payload: one.window(from, to), wire: other.window(from, to) })
+    (0..)
+        .zip(0..parts)
+        .map(|(number, part)| {
+            let (from, to) = (from + part * width, from + (part + 1) * width);
+            let (payload, wire) = (one.window(from, to), other.window(from, to));
+            Run { payload, wire, counted: None, turned_with: number }
+        })
         .collect()
 }
 

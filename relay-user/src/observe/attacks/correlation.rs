@@ -14,12 +14,29 @@ pub struct Run<'a> {
     pub payload: Window<'a>,
     /// What the observer sees.
     pub wire: Window<'a>,
+    /// Stretches that count, by their first nanosecond and the one after their last; `None` where all does.
+    pub counted: Option<&'a [(u64, u64)]>,
+    /// Runs of one number, such as two directions at the same time, are rotated alike.
+    pub turned_with: u32,
 }
 
 impl Run<'_> {
     /// Payload's bytes in each bin of `bin` nanoseconds.
     pub(super) fn truth(self, bin: u64) -> Vec<f64> {
         self.payload.bytes(bin).into_iter().map(|bytes| bytes as f64).collect()
+    }
+
+    /// Which of `bins` bins begin in a stretch that counts.
+    pub(super) fn mask(self, bin: u64, bins: usize) -> Vec<bool> {
+        let begins = (0..bins as u64).map(|number| self.payload.from() + number * bin);
+        begins
+            .map(|at| {
+                self.counted.is_none_or(|counted| {
+                    let next = counted.partition_point(|(from, _)| *from <= at);
+                    next.checked_sub(1).and_then(|last| counted.get(last)).is_some_and(|(_, to)| at < *to)
+                })
+            })
+            .collect()
     }
 
     /// What an observer may follow, each a value a bin: cells, bytes, and how uneven gaps are (microseconds; 0 where none
@@ -51,6 +68,10 @@ const NAMES: [&str; SEEN] = ["cells", "bytes", "unevenness"];
 /// cells, bytes or unevenness, in bins of `bin` nanoseconds: against the same with the wire rotated in time, each run by
 /// an amount of its own, which keeps both sides' rhythms and cuts what links them.
 ///
+/// A run should hold many stretches with payload and without, in no order. Within one stretch, whose payload begins
+/// where the run does, a rotation is no equal of the truth: two schedules beat, so the wire goes up or down over seconds,
+/// and meets a payload that steps up once better as it was than rotated.
+///
 /// A rotation may be a small one, or none. It then finds what the true one does, and p is no less than about
 /// (2 `lags` + 1) / bins for a single run. Were these left out, p would be too small: of n bins the greatest correlation lies
 /// within the lags that are looked at, by chance, in (2 `lags` + 1) / n of all runs, and no distant rotation would reach it.
@@ -60,13 +81,13 @@ const NAMES: [&str; SEEN] = ["cells", "bytes", "unevenness"];
 /// over runs, and says nothing below three.
 pub fn correlation(runs: &[Run<'_>], bin: u64, lags: usize, rng: &mut ChaCha8Rng) -> Vec<Finding> {
     let runs: Vec<Products> = runs.iter().filter_map(|&run| Products::of(run, bin, lags)).collect();
-    let bins = runs.iter().map(|run| run.bins).sum();
+    let counted = runs.iter().map(|run| run.counted).sum();
     let rotations: f64 = runs.iter().map(|run| run.bins as f64).product();
     let still = vec![0; runs.len()];
     let (value, found) = greatest(&runs, &still, lags);
     let chance = if rotations >= LEAST_ROTATIONS {
         permutation(value, SHUFFLES, || {
-            let turned: Vec<usize> = runs.iter().map(|run| below(rng, run.bins)).collect();
+            let turned = turned(runs.iter().map(|run| (run.turned_with, run.bins)), rng);
             greatest(&runs, &turned, lags).0
         })
     } else {
@@ -78,7 +99,21 @@ pub fn correlation(runs: &[Run<'_>], bin: u64, lags: usize, rng: &mut ChaCha8Rng
         sign * found.of(kept.map(|(_, run)| run))
     });
     interval.low = interval.low.max(0.0);
-    against_chance(Attack::Correlation, ["max |rho|", "p of max |rho|"], value, interval, chance, bins)
+    against_chance(Attack::Correlation, ["max |rho|", "p of max |rho|"], value, interval, chance, counted)
+}
+
+/// By how much each run is rotated, of its number and its bins.
+pub(super) fn turned(runs: impl Iterator<Item = (u32, usize)>, rng: &mut ChaCha8Rng) -> Vec<usize> {
+    let mut before = None;
+    runs.map(|(number, bins)| match before {
+        Some((last, turn)) if last == number => turn % bins.max(1),
+        _ => {
+            let turn = below(rng, bins);
+            before = Some((number, turn));
+            turn
+        }
+    })
+    .collect()
 }
 
 /// Where [`correlation`] finds its value.
@@ -105,22 +140,30 @@ const SHUFFLES: usize = 999;
 /// Fewer rotations than this, and none is rare.
 const LEAST_ROTATIONS: f64 = 100.0;
 
-/// Of one run: bins times the correlation, for each series seen and each rotation.
+/// Of one run: bins that count times the correlation, for each series seen and each rotation.
 struct Products {
     bins: usize,
+    counted: usize,
+    turned_with: u32,
     of: [Vec<f64>; SEEN],
 }
 
 impl Products {
     /// None where the run is too short, or its payload never changes and so cannot be followed.
     fn of(run: Run<'_>, bin: u64, lags: usize) -> Option<Self> {
-        let truth = standard(run.truth(bin))?;
+        let truth = run.truth(bin);
         let bins = truth.len().min(run.wire.counts(bin).len());
+        let mask = run.mask(bin, bins);
+        let mut truth = standard(truth, &mask)?;
+        for (value, counts) in truth.iter_mut().zip(&mask) {
+            *value *= f64::from(u8::from(*counts));
+        }
         let of = run.seen(bin).map(|seen| {
-            let seen = standard(seen).unwrap_or_else(|| vec![0.0; bins]);
+            let seen = standard(seen, &mask).unwrap_or_else(|| vec![0.0; bins]);
             circular_products(&truth, &seen)
         });
-        (bins > 8 * lags.max(1)).then_some(Self { bins, of })
+        let counted = mask.iter().filter(|counts| **counts).count();
+        (bins > 8 * lags.max(1)).then_some(Self { bins, counted, turned_with: run.turned_with, of })
     }
 
     /// Bins times the correlation of the payload with what is seen `lag` bins later, where the wire is `turned`.
@@ -131,9 +174,12 @@ impl Products {
     }
 }
 
-/// Mean 0, variance 1; none where the values do not vary.
-fn standard(values: Vec<f64>) -> Option<Vec<f64>> {
-    let (center, spread) = (mean(&values), variance(&values).sqrt());
+/// Mean 0, variance 1 where the mask has it; none where the values there do not vary.
+fn standard(mut values: Vec<f64>, mask: &[bool]) -> Option<Vec<f64>> {
+    values.truncate(mask.len());
+    let counted: Vec<f64> =
+        values.iter().zip(mask).filter(|(_, counts)| **counts).map(|(value, _)| *value).collect();
+    let (center, spread) = (mean(&counted), variance(&counted).sqrt());
     (spread > 0.0).then(|| values.into_iter().map(|value| (value - center) / spread).collect())
 }
 
@@ -150,7 +196,7 @@ impl Found {
         let (mut sum, mut bins) = (0.0, 0.0);
         for run in runs {
             sum += run.sum_at(self.seen, 0, self.lag);
-            bins += run.bins as f64;
+            bins += run.counted as f64;
         }
         sum / bins
     }
@@ -158,7 +204,7 @@ impl Found {
 
 /// The greatest correlation, its sign dropped, when each run's wire is `turned`; not a number without runs.
 fn greatest(runs: &[Products], turned: &[usize], lags: usize) -> (f64, Found) {
-    let bins: usize = runs.iter().map(|run| run.bins).sum();
+    let bins: usize = runs.iter().map(|run| run.counted).sum();
     let reach = isize::try_from(lags).unwrap_or(0);
     let mut best = (f64::NAN, Found { seen: 0, lag: 0 });
     for seen in 0..SEEN {
@@ -178,6 +224,7 @@ mod tests {
     use super::super::planted::{BLOCK, Link, MILLI, Planted, runs};
     use super::*;
     use crate::observe::finding::Verdict;
+    use crate::observe::stats::shuffle;
     use crate::observe::trace::{Sight, Trace};
     use rand_core::SeedableRng;
 
@@ -237,7 +284,8 @@ mod tests {
         let traces: Vec<(Trace, Trace)> = (0..tries).map(|_| (trace(), trace())).collect();
         let (mut small, mut usual) = (0, 0);
         for (one, other) in &traces {
-            let run = Run { payload: one.window(0, 6 * BLOCK), wire: other.window(0, 6 * BLOCK) };
+            let (payload, wire) = (one.window(0, 6 * BLOCK), other.window(0, 6 * BLOCK));
+            let run = Run { payload, wire, counted: None, turned_with: 0 };
             let p = correlation(&[run], 20 * MILLI, 10, &mut rng)[1].value;
             small += u32::from(p <= 0.02);
             usual += u32::from(p <= 0.2);
@@ -254,6 +302,70 @@ mod tests {
         planted.wire = Trace::new(slots.collect());
         let findings = correlation(&runs(&[planted]), 4 * MILLI, 4, &mut rng);
         assert_eq!((findings[0].value, findings[0].verdict()), (0.0, Verdict::Met));
+    }
+
+    /// 40 s, 15 stretches of a second with payload and 25 without, in an order by chance, over a wire whose lateness rises
+    /// for 2.1 s and falls at once, as that of two workers does whose schedules beat; and which stretches have payload.
+    fn beating(rng: &mut ChaCha8Rng) -> (Trace, Trace, Vec<bool>) {
+        let mut busy: Vec<bool> = (0..40).map(|stretch| stretch < 15).collect();
+        shuffle(&mut busy, rng);
+        let mut payload = Vec::new();
+        for (stretch, _) in busy.iter().enumerate().filter(|(_, busy)| **busy) {
+            payload.extend(
+                (20..100).map(|bin| Sight { at: stretch as u64 * BLOCK + bin * 10 * MILLI, length: 1200 }),
+            );
+        }
+        let phase = below(rng, 2100) as u64;
+        let slots = (0..20_000).map(|slot| {
+            let due = slot * 2 * MILLI;
+            let late = (due / MILLI + phase) % 2100 * below(rng, 100) as u64;
+            Sight { at: due + late, length: 1360 }
+        });
+        (Trace::new(payload), Trace::new(slots.collect()), busy)
+    }
+
+    #[test]
+    fn a_wire_that_beats_is_not_taken_for_one_that_follows() {
+        let mut rng = ChaCha8Rng::seed_from_u64(11);
+        let tries = 60;
+        let wrong = (0..tries).filter(|_| {
+            let (payload, wire, _) = beating(&mut rng);
+            let parts = (0..4).map(|part| {
+                let (from, to) = (u64::from(part) * 10 * BLOCK, u64::from(part + 1) * 10 * BLOCK);
+                let (payload, wire) = (payload.window(from, to), wire.window(from, to));
+                Run { payload, wire, counted: None, turned_with: part }
+            });
+            let runs: Vec<Run<'_>> = parts.collect();
+            correlation(&runs, 10 * MILLI, 8, &mut rng)[1].value <= 0.05
+        });
+        let wrong = wrong.count();
+        assert!(wrong <= 6, "{wrong} of {tries} at 5 %");
+    }
+
+    #[test]
+    fn what_does_not_count_is_not_looked_at() {
+        let mut rng = ChaCha8Rng::seed_from_u64(3);
+        let planted = Link::Plain.block(0, 1, |_, _| true, &mut rng);
+        let whole = Run {
+            payload: planted.payload.window(0, BLOCK),
+            wire: planted.wire.window(0, BLOCK),
+            counted: None,
+            turned_with: 0,
+        };
+        let rho = |counted| place(&[Run { counted, ..whole }], 5 * MILLI, 2).map(|place| place.rho);
+        let counted = [(0, BLOCK / 4), (BLOCK / 2, BLOCK * 3 / 4)];
+        assert!(rho(Some(&counted)).is_some_and(|rho| rho > 0.9), "{:?}", rho(Some(&counted)));
+        assert_eq!(rho(Some(&[])).filter(|rho| rho.is_finite()), None, "nothing counts");
+        let mask = Run { counted: Some(&counted), ..whole }.mask(5 * MILLI, 200);
+        assert_eq!(mask.iter().filter(|counts| **counts).count(), 100);
+        assert!(mask[0] && mask[49] && !mask[50] && !mask[99] && mask[100] && !mask[150]);
+    }
+
+    #[test]
+    fn runs_of_one_number_are_turned_alike() {
+        let mut rng = ChaCha8Rng::seed_from_u64(3);
+        let turns = turned([(0, 1000), (0, 1000), (1, 1000), (1, 1000)].into_iter(), &mut rng);
+        assert!(turns[0] == turns[1] && turns[2] == turns[3] && turns[1] != turns[2], "{turns:?}");
     }
 
     #[test]

@@ -131,9 +131,11 @@ pub(super) fn whole(planted: &[Planted]) -> Vec<Sample<'_>> {
 pub(super) fn runs(planted: &[Planted]) -> Vec<Run<'_>> {
     planted
         .iter()
-        .map(|Planted { payload, wire, .. }| Run {
+        .map(|Planted { payload, wire, block, .. }| Run {
             payload: payload.window(0, BLOCK),
             wire: wire.window(0, BLOCK),
+            counted: None,
+            turned_with: *block,
         })
         .collect()
 }
