@@ -251,10 +251,10 @@ fn stretches(run: &Run, scenario: Scenario) -> Vec<(u64, u64)> {
     of.map(|block| (block.from, block.to)).collect()
 }
 
-/// What entered the tunnel, beside the wire, in parts of some seconds.
+/// What entered the tunnel, beside the wire, in parts of which about [`PART`] counts.
 fn beside<'a>(run: &'a Run, counted: &'a [(u64, u64)]) -> Vec<correlation::Run<'a>> {
     let end = run.blocks.last().map_or(0, |block| block.to);
-    let parts = (end / PART).max(1);
+    let parts = (counted.iter().map(|(from, to)| to - from).sum::<u64>() / PART).max(1);
     let width = end / parts / BIN * BIN;
     (0..)
         .zip(0..parts)

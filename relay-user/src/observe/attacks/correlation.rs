@@ -14,33 +14,22 @@ pub struct Run<'a> {
     pub payload: Window<'a>,
     /// What the observer sees.
     pub wire: Window<'a>,
-    /// Stretches that count, by their first nanosecond and the one after their last; `None` where all does.
+    /// Stretches that count, by their first nanosecond and the one after their last, as if nothing lay between; `None`
+    /// where all does.
     pub counted: Option<&'a [(u64, u64)]>,
     /// Runs of one number, such as two directions at the same time, are rotated alike.
     pub turned_with: u32,
 }
 
 impl Run<'_> {
-    /// Payload's bytes in each bin of `bin` nanoseconds.
+    /// Payload's bytes in each bin of `bin` nanoseconds that counts.
     pub(super) fn truth(self, bin: u64) -> Vec<f64> {
-        self.payload.bytes(bin).into_iter().map(|bytes| bytes as f64).collect()
+        let bytes = self.payload.bytes(bin).into_iter().map(|bytes| bytes as f64).collect();
+        self.counted(bin, bytes)
     }
 
-    /// Which of `bins` bins begin in a stretch that counts.
-    pub(super) fn mask(self, bin: u64, bins: usize) -> Vec<bool> {
-        let begins = (0..bins as u64).map(|number| self.payload.from() + number * bin);
-        begins
-            .map(|at| {
-                self.counted.is_none_or(|counted| {
-                    let next = counted.partition_point(|(from, _)| *from <= at);
-                    next.checked_sub(1).and_then(|last| counted.get(last)).is_some_and(|(_, to)| at < *to)
-                })
-            })
-            .collect()
-    }
-
-    /// What an observer may follow, each a value a bin: cells, bytes, and how uneven gaps are (microseconds; 0 where none
-    /// ends).
+    /// What an observer may follow, each a value a bin that counts: cells, bytes, and how uneven gaps are (microseconds; 0
+    /// where none ends).
     pub(super) fn seen(self, bin: u64) -> [Vec<f64>; SEEN] {
         let counts: Vec<f64> = self.wire.counts(bin).into_iter().map(f64::from).collect();
         let bytes = self.wire.bytes(bin).into_iter().map(|bytes| bytes as f64).collect();
@@ -55,7 +44,18 @@ impl Run<'_> {
             }
         }
         let uneven = uneven.into_iter().map(|(sum, gaps)| sum / f64::max(gaps, 1.0)).collect();
-        [counts, bytes, uneven]
+        [counts, bytes, uneven].map(|series| self.counted(bin, series))
+    }
+
+    /// Those of the values, each of a bin, whose bins begin in a stretch that counts.
+    fn counted(self, bin: u64, values: Vec<f64>) -> Vec<f64> {
+        let Some(stretches) = self.counted else { return values };
+        let begins = (0..).map(|number| self.payload.from() + number * bin);
+        let counts = |at: u64| {
+            let next = stretches.partition_point(|(from, _)| *from <= at);
+            next.checked_sub(1).and_then(|last| stretches.get(last)).is_some_and(|(_, to)| at < *to)
+        };
+        values.into_iter().zip(begins).filter(|(_, at)| counts(*at)).map(|(value, _)| value).collect()
     }
 }
 
@@ -81,7 +81,7 @@ const NAMES: [&str; SEEN] = ["cells", "bytes", "unevenness"];
 /// over runs, and says nothing below three.
 pub fn correlation(runs: &[Run<'_>], bin: u64, lags: usize, rng: &mut ChaCha8Rng) -> Vec<Finding> {
     let runs: Vec<Products> = runs.iter().filter_map(|&run| Products::of(run, bin, lags)).collect();
-    let counted = runs.iter().map(|run| run.counted).sum();
+    let bins = runs.iter().map(|run| run.bins).sum();
     let rotations: f64 = runs.iter().map(|run| run.bins as f64).product();
     let still = vec![0; runs.len()];
     let (value, found) = greatest(&runs, &still, lags);
@@ -99,7 +99,7 @@ pub fn correlation(runs: &[Run<'_>], bin: u64, lags: usize, rng: &mut ChaCha8Rng
         sign * found.of(kept.map(|(_, run)| run))
     });
     interval.low = interval.low.max(0.0);
-    against_chance(Attack::Correlation, ["max |rho|", "p of max |rho|"], value, interval, chance, counted)
+    against_chance(Attack::Correlation, ["max |rho|", "p of max |rho|"], value, interval, chance, bins)
 }
 
 /// By how much each run is rotated, of its number and its bins.
@@ -140,10 +140,9 @@ const SHUFFLES: usize = 999;
 /// Fewer rotations than this, and none is rare.
 const LEAST_ROTATIONS: f64 = 100.0;
 
-/// Of one run: bins that count times the correlation, for each series seen and each rotation.
+/// Of one run: bins times the correlation, for each series seen and each rotation.
 struct Products {
     bins: usize,
-    counted: usize,
     turned_with: u32,
     of: [Vec<f64>; SEEN],
 }
@@ -151,19 +150,13 @@ struct Products {
 impl Products {
     /// None where the run is too short, or its payload never changes and so cannot be followed.
     fn of(run: Run<'_>, bin: u64, lags: usize) -> Option<Self> {
-        let truth = run.truth(bin);
-        let bins = truth.len().min(run.wire.counts(bin).len());
-        let mask = run.mask(bin, bins);
-        let mut truth = standard(truth, &mask)?;
-        for (value, counts) in truth.iter_mut().zip(&mask) {
-            *value *= f64::from(u8::from(*counts));
-        }
+        let truth = standard(run.truth(bin))?;
+        let bins = truth.len();
         let of = run.seen(bin).map(|seen| {
-            let seen = standard(seen, &mask).unwrap_or_else(|| vec![0.0; bins]);
+            let seen = standard(seen).unwrap_or_else(|| vec![0.0; bins]);
             circular_products(&truth, &seen)
         });
-        let counted = mask.iter().filter(|counts| **counts).count();
-        (bins > 8 * lags.max(1)).then_some(Self { bins, counted, turned_with: run.turned_with, of })
+        (bins > 8 * lags.max(1)).then_some(Self { bins, turned_with: run.turned_with, of })
     }
 
     /// Bins times the correlation of the payload with what is seen `lag` bins later, where the wire is `turned`.
@@ -174,12 +167,9 @@ impl Products {
     }
 }
 
-/// Mean 0, variance 1 where the mask has it; none where the values there do not vary.
-fn standard(mut values: Vec<f64>, mask: &[bool]) -> Option<Vec<f64>> {
-    values.truncate(mask.len());
-    let counted: Vec<f64> =
-        values.iter().zip(mask).filter(|(_, counts)| **counts).map(|(value, _)| *value).collect();
-    let (center, spread) = (mean(&counted), variance(&counted).sqrt());
+/// Mean 0, variance 1; none where the values do not vary.
+fn standard(values: Vec<f64>) -> Option<Vec<f64>> {
+    let (center, spread) = (mean(&values), variance(&values).sqrt());
     (spread > 0.0).then(|| values.into_iter().map(|value| (value - center) / spread).collect())
 }
 
@@ -196,7 +186,7 @@ impl Found {
         let (mut sum, mut bins) = (0.0, 0.0);
         for run in runs {
             sum += run.sum_at(self.seen, 0, self.lag);
-            bins += run.counted as f64;
+            bins += run.bins as f64;
         }
         sum / bins
     }
@@ -204,7 +194,7 @@ impl Found {
 
 /// The greatest correlation, its sign dropped, when each run's wire is `turned`; not a number without runs.
 fn greatest(runs: &[Products], turned: &[usize], lags: usize) -> (f64, Found) {
-    let bins: usize = runs.iter().map(|run| run.counted).sum();
+    let bins: usize = runs.iter().map(|run| run.bins).sum();
     let reach = isize::try_from(lags).unwrap_or(0);
     let mut best = (f64::NAN, Found { seen: 0, lag: 0 });
     for seen in 0..SEEN {
@@ -305,8 +295,8 @@ mod tests {
     }
 
     /// 40 s, 15 stretches of a second with payload and 25 without, in an order by chance, over a wire whose lateness rises
-    /// for 2.1 s and falls at once, as that of two workers does whose schedules beat; and which stretches have payload.
-    fn beating(rng: &mut ChaCha8Rng) -> (Trace, Trace, Vec<bool>) {
+    /// for 2.1 s and falls at once, as that of two workers does whose schedules beat.
+    fn beating(rng: &mut ChaCha8Rng) -> [Trace; 2] {
         let mut busy: Vec<bool> = (0..40).map(|stretch| stretch < 15).collect();
         shuffle(&mut busy, rng);
         let mut payload = Vec::new();
@@ -321,7 +311,7 @@ mod tests {
             let late = (due / MILLI + phase) % 2100 * below(rng, 100) as u64;
             Sight { at: due + late, length: 1360 }
         });
-        (Trace::new(payload), Trace::new(slots.collect()), busy)
+        [Trace::new(payload), Trace::new(slots.collect())]
     }
 
     #[test]
@@ -329,7 +319,7 @@ mod tests {
         let mut rng = ChaCha8Rng::seed_from_u64(11);
         let tries = 60;
         let wrong = (0..tries).filter(|_| {
-            let (payload, wire, _) = beating(&mut rng);
+            let [payload, wire] = beating(&mut rng);
             let parts = (0..4).map(|part| {
                 let (from, to) = (u64::from(part) * 10 * BLOCK, u64::from(part + 1) * 10 * BLOCK);
                 let (payload, wire) = (payload.window(from, to), wire.window(from, to));
@@ -356,9 +346,8 @@ mod tests {
         let counted = [(0, BLOCK / 4), (BLOCK / 2, BLOCK * 3 / 4)];
         assert!(rho(Some(&counted)).is_some_and(|rho| rho > 0.9), "{:?}", rho(Some(&counted)));
         assert_eq!(rho(Some(&[])).filter(|rho| rho.is_finite()), None, "nothing counts");
-        let mask = Run { counted: Some(&counted), ..whole }.mask(5 * MILLI, 200);
-        assert_eq!(mask.iter().filter(|counts| **counts).count(), 100);
-        assert!(mask[0] && mask[49] && !mask[50] && !mask[99] && mask[100] && !mask[150]);
+        let [all, some] = [None, Some(&counted[..])].map(|counted| Run { counted, ..whole }.truth(5 * MILLI));
+        assert_eq!(some, [&all[..50], &all[100..150]].concat());
     }
 
     #[test]

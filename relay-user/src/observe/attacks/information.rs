@@ -42,58 +42,50 @@ pub fn of_labels(samples: &[Sample<'_>], rng: &mut ChaCha8Rng) -> Vec<Finding> {
 /// bytes and unevenness, against the same with the wire rotated in time, each run by an amount of its own. What a run
 /// should be, [`correlation`](super::correlation::correlation) says.
 pub fn of_bytes(runs: &[Run<'_>], bin: u64, rng: &mut ChaCha8Rng) -> Vec<Finding> {
-    let (mut payload, mut mask, mut lengths) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut payload, mut lengths) = (Vec::new(), Vec::new());
     let mut seen: [Vec<f64>; SEEN] = std::array::from_fn(|_| Vec::new());
-    for run in runs {
-        let truth = run.truth(bin);
-        let series = run.seen(bin);
-        let bins = truth.len().min(series[0].len());
-        mask.extend(run.mask(bin, bins));
-        payload.extend(truth.into_iter().take(bins));
-        for (seen, series) in seen.iter_mut().zip(series) {
-            seen.extend(series.into_iter().take(bins));
+    let truths = runs.iter().map(|run| (run, run.truth(bin)));
+    // One in which nothing counts cannot be rotated.
+    let truths: Vec<(&Run<'_>, Vec<f64>)> = truths.filter(|(_, truth)| !truth.is_empty()).collect();
+    let numbers: Vec<u32> = truths.iter().map(|(run, _)| run.turned_with).collect();
+    for (run, truth) in truths {
+        lengths.push(truth.len());
+        payload.extend(truth);
+        for (seen, series) in seen.iter_mut().zip(run.seen(bin)) {
+            seen.extend(series);
         }
-        lengths.push(bins);
     }
-    let counted = |values: &[usize]| -> Vec<usize> {
-        values.iter().zip(&mask).filter(|(_, counts)| **counts).map(|(value, _)| *value).collect()
-    };
-    let amounts: Vec<f64> =
-        payload.iter().zip(&mask).filter(|(_, counts)| **counts).map(|(value, _)| *value).collect();
-    let truth = quantile_bins(&amounts, TRUTH_BINS);
+    let truth = quantile_bins(&payload, TRUTH_BINS);
     let seen = seen.map(|values| quantile_bins(&values, SEEN_BINS));
-    let still: [Vec<usize>; SEEN] = seen.each_ref().map(|series| counted(series));
-    let (value, best) = most(&truth, &still);
+    let (value, best) = most(&truth, &seen);
     let rotations: f64 = lengths.iter().map(|&bins| bins as f64).product();
     let varies = truth.iter().any(|&bin| bin != truth[0]);
     let chance = if varies && rotations >= LEAST_ARRANGEMENTS {
-        let runs = || runs.iter().map(|run| run.turned_with).zip(lengths.iter().copied());
+        // Turning the payload's runs against the wire's is turning the wire's, and there is only one payload.
         permutation(value, SHUFFLES, || {
-            let turns = turned(runs(), rng);
-            let wire = seen.clone().map(|mut series| {
-                let mut rest = series.as_mut_slice();
-                for (&bins, &turn) in lengths.iter().zip(&turns) {
-                    let (run, others) = rest.split_at_mut(bins);
-                    run.rotate_left(turn);
-                    rest = others;
-                }
-                counted(&series)
-            });
-            most(&truth, &wire).0
+            let turns = turned(numbers.iter().copied().zip(lengths.iter().copied()), rng);
+            let mut payload = truth.clone();
+            let mut rest = payload.as_mut_slice();
+            for (&bins, &turn) in lengths.iter().zip(&turns) {
+                let (run, others) = rest.split_at_mut(bins);
+                run.rotate_left(turn);
+                rest = others;
+            }
+            most(&payload, &seen).0
         })
     } else {
         NO_CHANCE
     };
     let run_of: Vec<usize> =
         lengths.iter().enumerate().flat_map(|(run, &bins)| std::iter::repeat_n(run, bins)).collect();
-    let interval = without_blocks(&truth, &still[best], &counted(&run_of), runs.len());
+    let interval = without_blocks(&truth, &seen[best], &run_of, lengths.len());
     against_chance(
         Attack::Information,
         ["bits about bytes in a bin", "p of bits about bytes in a bin"],
         value,
         interval,
         chance,
-        truth.len(),
+        payload.len(),
     )
 }
 
