@@ -33,10 +33,10 @@ struct Arguments {
     /// Only this defence; may be given several times
     #[arg(long = "defence", value_name = "NAME", value_parser = PossibleValuesParser::new(privacy::defence_names()))]
     defences: Vec<String>,
-    /// Lets workers share their processors with everything else. Otherwise they have one for themselves
+    /// Lets workers share their processors with everything else. Otherwise they have some for themselves, all but one at most
     #[arg(long, conflicts_with = "alone")]
     shared_cores: bool,
-    /// Gives that processor to the worker of this node alone, as on a host of its own, and judges only what it sends
+    /// Gives a processor to the worker of this node alone, as on a host of its own, and judges only what it sends
     #[arg(long, value_name = "NODE", value_parser = PossibleValuesParser::new(privacy::node_names()))]
     alone: Option<String>,
     /// The program `relay`, built for release

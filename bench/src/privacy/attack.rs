@@ -39,7 +39,7 @@ pub(super) const TRUNKS: [(Host, Host); 4] = [
 /// Bins in which cells are held against payload, in nanoseconds, and how many of them payload may be ahead or behind.
 const BIN: u64 = 10_000_000;
 const LAGS: usize = 8;
-/// Parts in which payload and wire are held against each other: a dozen stretches, so much longer than two schedules beat.
+/// Parts in which payload and wire are held against each other, in nanoseconds that count: a dozen stretches.
 const PART: u64 = 10 * SECOND;
 /// To either side of a beginning or end.
 const AROUND: u64 = 350_000_000;

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use relay_tests::nodes::{Class, Layout, RELAYS};
+use relay_tests::nodes::{Class, Layout, RELAYS, Status};
 use relay_tests::{Host, Lab, Nodes};
 use std::net::{Ipv4Addr, UdpSocket};
 
@@ -183,19 +183,21 @@ impl<'a> Network<'a> {
 
     /// Slots that the client and the relays missed so far, those that are judged.
     pub(super) fn missed_slots(&self) -> u64 {
-        let Some(nodes) = &self.nodes else { return 0 };
-        let judged = NODES.into_iter().filter(|host| self.judges(*host));
-        judged.filter_map(|host| nodes.status(host).ok()).map(|status| status.missed_slots).sum()
+        self.judged().map(|(_, status)| status.missed_slots).sum()
     }
 
     /// Of the moments at which cells of each node that is judged left so far, the share that its worker came late to.
     pub(super) fn late(&self) -> Vec<(&'static str, f64)> {
-        let Some(nodes) = &self.nodes else { return Vec::new() };
-        let judged = NODES.into_iter().filter(|host| self.judges(*host));
-        let statuses = judged.filter_map(|host| nodes.status(host).ok().map(|status| (host, status)));
-        statuses
-            .map(|(host, status)| (host.name(), status.late_ticks as f64 / status.ticks.max(1) as f64))
-            .collect()
+        let share = |status: &Status| status.late_ticks as f64 / status.ticks.max(1) as f64;
+        self.judged().map(|(host, status)| (host.name(), share(&status))).collect()
+    }
+
+    /// The nodes that are judged and answer, and what they say.
+    fn judged(&self) -> impl Iterator<Item = (Host, Status)> {
+        let nodes = self.nodes.iter().flat_map(|nodes| NODES.map(|host| (nodes, host)));
+        nodes
+            .filter(|(_, host)| self.judges(*host))
+            .filter_map(|(nodes, host)| nodes.status(host).ok().map(|status| (host, status)))
     }
 
     /// The client's interface into the tunnel.

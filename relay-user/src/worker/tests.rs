@@ -145,3 +145,10 @@ fn a_guard_leaves_most_of_the_time_to_work() {
     assert_eq!(guard(Nanos(0), longest), Nanos(1_000));
     assert_eq!(guard(Nanos(500_000), Nanos(1_000)), Nanos(1_000), "a port whose pieces are short");
 }
+
+#[test]
+fn a_microsecond_is_not_late() {
+    let mut ticks = Ticks::default();
+    [0, 1_000, 1_001, 50_000].into_iter().for_each(|late| ticks.count(Nanos(late)));
+    assert_eq!(ticks, Ticks { all: 4, late: 2 });
+}

@@ -60,7 +60,7 @@ pub struct Ticks {
 }
 
 impl Ticks {
-    fn count(&mut self, late: Nanos) {
+    pub(super) fn count(&mut self, late: Nanos) {
         self.all += 1;
         self.late += u64::from(late > PUNCTUAL);
     }
