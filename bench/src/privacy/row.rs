@@ -106,7 +106,8 @@ impl Row {
         }
     }
 
-    /// The same row for a defence that attacks must see through: what is to be at chance must be far from it.
+    /// The same row for a defence that attacks must see through: what is to be at chance must be far from it. Nothing
+    /// that is beyond no bound, as in a direction in which the payload sends nothing, is no power.
     pub fn as_control(mut self, wanted: Target) -> Self {
         let met = match wanted {
             Target::AtLeast { bound } => self.value >= bound,
@@ -115,10 +116,11 @@ impl Row {
         };
         self.target = wanted;
         if self.status != Status::Invalid {
-            self.status = match (met, self.value.is_finite()) {
-                (true, _) => Status::Met,
+            let nothing = matches!(wanted, Target::AtLeast { bound } if self.value.max(bound) <= 0.0);
+            self.status = match (met, self.value.is_finite() && !nothing) {
+                (_, false) => Status::NoPower,
+                (true, true) => Status::Met,
                 (false, true) => Status::Missed,
-                (false, false) => Status::NoPower,
             };
         }
         self
@@ -239,6 +241,7 @@ mod tests {
         assert_eq!(row(0.98, 0.01).as_control(wanted).is_ok(), Some(true));
         assert_eq!(row(0.5, 0.01).as_control(wanted).is_ok(), Some(false));
         assert_eq!(row(f64::NAN, 0.01).as_control(wanted).status, Status::NoPower);
+        assert_eq!(row(0.0, 0.0).as_control(Target::AtLeast { bound: 0.0 }).status, Status::NoPower);
         assert_eq!(row(0.98, 0.01).invalid("x").as_control(wanted).status, Status::Invalid);
     }
 
