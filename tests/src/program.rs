@@ -1,8 +1,9 @@
 //! The program that tests of whole nodes run.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::OnceLock;
+
+use crate::tree::cargo;
 
 /// The `relay` program, built in release mode: three relays of a debug build do not keep their slots on two cores.
 ///
@@ -13,8 +14,7 @@ pub fn relay_program() -> &'static Path {
     PROGRAM.get_or_init(|| {
         let own = std::env::current_exe().expect("the test's own path");
         let target = own.ancestors().nth(3).expect("target/PROFILE/deps/TEST");
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let built = Command::new(cargo)
+        let built = cargo()
             .args([
                 "build",
                 "--release",
@@ -26,7 +26,6 @@ pub fn relay_program() -> &'static Path {
                 "--target-dir",
             ])
             .arg(target)
-            .current_dir(env!("CARGO_MANIFEST_DIR"))
             .status()
             .expect("cargo");
         assert!(built.success(), "cargo build: {built}");

@@ -1,12 +1,13 @@
 //! Programs that the developer commands need beyond Rust's own.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use relay_tests::interrupt::Interrupt;
 use relay_tests::processes::end_child;
+pub(crate) use relay_tests::tree::{cargo, workspace};
 
 /// A program and the Debian package that contains it.
 pub(crate) type Tool = (&'static str, &'static str);
@@ -89,32 +90,6 @@ pub(crate) fn install(tools: &[Tool]) -> Result<()> {
 /// Packages of those of `tools` that are not there.
 pub(crate) fn missing(tools: &[Tool]) -> Vec<&'static str> {
     tools.iter().filter(|(program, _)| find(program).is_none()).map(|&(_, package)| package).collect()
-}
-
-/// The `cargo` that started this command, or else that of the `PATH`, in the root of the source tree.
-///
-/// It is not told of this package what `cargo run` told this program: some build scripts ask for it, and all that depends
-/// on them would be built anew whenever somebody calls `cargo` by hand, and once more after it.
-pub(crate) fn cargo() -> Command {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    for (name, _) in std::env::vars_os() {
-        if name.to_str().is_some_and(is_of_this_package) {
-            command.env_remove(name);
-        }
-    }
-    command.current_dir(workspace());
-    command
-}
-
-/// Whether `cargo run` sets this variable for a package (the reference of cargo, "Environment variables").
-fn is_of_this_package(name: &str) -> bool {
-    name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")
-}
-
-/// The root of the source tree.
-pub(crate) fn workspace() -> &'static Path {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    here.parent().unwrap_or(here)
 }
 
 /// Where cargo puts what it builds.

@@ -1,7 +1,7 @@
 //! Where the programs to compare with come from.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use relay_tests::processes::{ProcessRecord, end_child};
@@ -101,7 +101,7 @@ fn build(name: &str, version: &str, root: &Path) -> Result<(), String> {
     std::fs::create_dir_all(root).map_err(|error| failed(format!("{}: {error}", root.display())))?;
     let log = root.join("build.log");
     let output = std::fs::File::create(&log).map_err(|error| failed(error.to_string()))?;
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let mut command = relay_tests::tree::cargo();
     command.args(["install", "--locked", "--version", version, "--root"]).arg(root).arg(name);
     let mut child = command
         .stdin(Stdio::null())

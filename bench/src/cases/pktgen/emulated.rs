@@ -2,7 +2,7 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::Deserialize;
@@ -67,10 +67,8 @@ pub(super) fn run(session: &mut Session) -> Result<()> {
 fn machine(session: &mut Session, share: &Path, json: &Path) -> Result<()> {
     session.progress(&format!("this kernel has no pktgen: starting an emulated {KERNEL}"));
     let own = std::env::current_exe().context("cannot find this program")?;
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
     // `cargo xtask` is an alias of the source tree.
-    command.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    let mut command = relay_tests::tree::cargo();
     command.args(["xtask", "vm", "--kernel", KERNEL, "--timeout", LIMIT_SECONDS, "--share"]).arg(share);
     command.arg("--").arg(own).arg("pktgen").arg("--json").arg(json);
     if session.quick {
