@@ -1,11 +1,8 @@
 //! Fuzz targets: what peers, wires, programs and files may hold. No parser panics, and what one lets through is what it
 //! says it is.
 //!
-//! `cargo test` gives each target inputs by chance. Guided by coverage, for as long as one likes, with `cargo-bolero`:
-//!
-//! ```text
-//! cargo bolero test --package relay-tests --test fuzz --profile dev --sanitizer NONE --time 10m frames
-//! ```
+//! `cargo test` gives each target inputs by chance; how they are to be guided by coverage is open
+//! (docs/decisions/0031-fuzz-targets-in-tests.md).
 
 use std::path::Path;
 
