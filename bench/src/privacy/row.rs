@@ -106,8 +106,8 @@ impl Row {
         }
     }
 
-    /// The same row for a defence that attacks must see through: what is to be at chance must be far from it. Nothing
-    /// that is beyond no bound, as in a direction in which the payload sends nothing, is no power.
+    /// The same row for a defence that attacks must see through: what is to be at chance must be far from it. Zero
+    /// held against a bound of zero, as in a direction in which the payload sends nothing, has no power.
     pub fn as_control(mut self, wanted: Target) -> Self {
         let met = match wanted {
             Target::AtLeast { bound } => self.value >= bound,

@@ -1,7 +1,7 @@
 //! A worker's loop: in pieces, so that the cells of slots that come due leave between any two of them.
 
 use super::crossing::{Crossing, Owner};
-use super::lead::{Lead, SHORTEST};
+use super::lead::{LONGEST, Lead, SHORTEST};
 use super::watch::{Watch, Watched};
 use super::{Clock, Events, NodeEdge, Poll, Report, Snapshot, ToWorker, Totals};
 use crate::engine::time::Nanos;
@@ -31,9 +31,9 @@ const GRID: Nanos = Nanos(8_009);
 const COPYING_GRID: Nanos = Nanos(32_003);
 /// Before a multiple at which cells leave, no work is begun for so long: the time of the pieces below.
 const GUARD: Nanos = Nanos(1_000);
-/// The same on a UDP socket, at most: one call takes in all that waits, 8 µs as a rule, and a worker that woke for a slot,
-/// 60 µs before it at most, begins nothing until its cell has left.
-const UDP_GUARD: Nanos = Nanos(64_000);
+/// The same on a UDP socket, at most: one call takes in all that waits, 8 µs as a rule, and a worker that woke for a slot
+/// begins nothing until its cell has left. Longer than any lead by what a wake takes.
+const UDP_GUARD: Nanos = Nanos(LONGEST.0 + 4_000);
 /// Of the time since cells last left, no more than one part in so many goes to a guard: what a socket with cells at every
 /// multiple may lose.
 const GUARDED_SHARE: u64 = 4;
