@@ -57,8 +57,8 @@ pub struct Layout<'a> {
     pub client_tables: &'a str,
     /// Processors for the only worker of each node, dealt out in turn. Without any, the kernel chooses.
     pub cpus: &'a [usize],
-    /// The only node whose worker gets one, the first; for all others the kernel chooses.
-    pub alone: Option<Host>,
+    /// The nodes whose workers get one; for all others the kernel chooses.
+    pub pinned: &'a [Host],
 }
 
 /// In which order nodes get processors: where there is one too few, two clients share it, and not two relays.
@@ -66,10 +66,7 @@ const DEALT: [Host; 5] = [Host::Client, Host::Entry, Host::Middle, Host::Exit, H
 
 impl Layout<'_> {
     fn cpus(&self, host: Host) -> String {
-        let place = match self.alone {
-            Some(alone) => (alone == host).then_some(0),
-            None => DEALT.into_iter().position(|node| node == host),
-        };
+        let place = DEALT.into_iter().filter(|node| self.pinned.contains(node)).position(|node| node == host);
         let cpu = place.and_then(|place| self.cpus.iter().cycle().nth(place));
         cpu.map_or_else(String::new, |cpu| format!("cpus = [{cpu}]\n"))
     }
@@ -84,7 +81,7 @@ impl Default for Layout<'_> {
             cover: "circuit",
             client_tables: "",
             cpus: &[],
-            alone: None,
+            pinned: &DEALT,
         }
     }
 }
@@ -492,16 +489,16 @@ mod tests {
 
     #[test]
     fn processors_are_dealt_out_in_turn() {
-        let of = |cpus: &[usize], alone| {
-            let layout = Layout { cpus, alone, ..Layout::default() };
+        let of = |cpus: &[usize], pinned: &[Host]| {
+            let layout = Layout { cpus, pinned, ..Layout::default() };
             DEALT.map(|host| layout.cpus(host))
         };
         let line = |cpu: usize| format!("cpus = [{cpu}]\n");
-        assert_eq!(of(&[], None), [const { String::new() }; 5]);
-        assert_eq!(of(&[7], None), [7, 7, 7, 7, 7].map(line), "all share the only one");
-        assert_eq!(of(&[4, 5, 6, 7], None), [4, 5, 6, 7, 4].map(line), "clients share, and relays do not");
-        let [client, entry, ..] = of(&[7], Some(Host::Entry));
-        assert_eq!((client, entry), (String::new(), line(7)));
+        assert_eq!(of(&[], &DEALT), [const { String::new() }; 5]);
+        assert_eq!(of(&[7], &DEALT), [7, 7, 7, 7, 7].map(line), "all share the only one");
+        assert_eq!(of(&[4, 5, 6, 7], &DEALT), [4, 5, 6, 7, 4].map(line), "clients share, and relays do not");
+        let [client, entry, middle, ..] = of(&[6, 7], &[Host::Middle, Host::Entry]);
+        assert_eq!((client, entry, middle), (String::new(), line(6), line(7)));
     }
 
     #[test]

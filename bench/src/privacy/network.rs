@@ -128,11 +128,9 @@ impl<'a> Network<'a> {
                 // A trunk has to go like the clock that the defence is about, for the rows of trunks.
                 let trunk = Class { schedule, pattern, ..usual.trunk };
                 let client_tables = if defence.machines { MACHINES } else { "" };
-                let mut nodes = Nodes::prepare_as(
-                    lab,
-                    relay,
-                    Layout { client, trunk, client_tables, cpus, alone, ..usual },
-                )?;
+                let pinned = alone.as_ref().map_or(usual.pinned, std::slice::from_ref);
+                let layout = Layout { client, trunk, client_tables, cpus, pinned, ..usual };
+                let mut nodes = Nodes::prepare_as(lab, relay, layout)?;
                 for &host in RELAYS.iter().chain(clients) {
                     nodes.start(host)?;
                 }

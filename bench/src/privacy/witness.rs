@@ -73,7 +73,7 @@ pub(super) struct Task<'a> {
     pub(super) schedule: &'static str,
     /// Fewer stretches.
     pub(super) quick: bool,
-    /// Processors of workers, where they have some for themselves.
+    /// Processors of the workers that take notes, where they have some for themselves.
     pub(super) cpus: &'a [usize],
     /// Decides every order and every drawing.
     pub(super) seed: u64,
@@ -122,7 +122,9 @@ fn record(task: Task<'_>, cover: &'static str, plan: Plan) -> Result<Watched> {
     let _servers = Servers::start(lab.netns(Host::Service), service)?;
     let usual = Layout::default();
     let client = Class { schedule: task.schedule, ..usual.client };
-    let mut nodes = Nodes::prepare_as(&lab, task.relay, Layout { client, cover, cpus: task.cpus, ..usual })?;
+    // Who has the payload is on another host than who watches: what its worker does must not hold theirs up.
+    let layout = Layout { client, cover, cpus: task.cpus, pinned: &WATCHED, ..usual };
+    let mut nodes = Nodes::prepare_as(&lab, task.relay, layout)?;
     let stretches = plan.idle as usize + plan.scenarios.len() * plan.each as usize;
     let seconds = stretches * usize::try_from(STRETCH.as_millis()).unwrap_or(0) / 1000 + BESIDE;
     let room = seconds * NOTES_A_SECOND;

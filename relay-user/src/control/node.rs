@@ -314,6 +314,8 @@ impl Node {
                 ("port_rx_ring_full", port.rx_ring_full),
                 ("port_rx_no_frame", port.rx_no_frame),
                 ("port_rx_dropped", port.rx_dropped),
+                ("port_handshakes_dropped", port.handshakes_dropped),
+                ("port_handshakes_unsent", port.handshakes_unsent),
                 ("handover_full", totals.crossing.full),
                 ("session_unowned", totals.crossing.unowned),
             ] {

@@ -4,7 +4,7 @@
 use crate::neighbour::{Adjacency, Change, Resolver, Watch};
 use crate::port::{ControlDatagram, Peer};
 use crate::worker::{ToWorker, Workers};
-use crossbeam::channel::Receiver;
+use crossbeam::channel::{Receiver, Sender};
 use relay_common::wire::CELL_LEN;
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -23,8 +23,8 @@ const RESOLVED: usize = 256;
 pub(super) enum Socket {
     /// Sockets of the control plane's own, one for each lane's port; XDP takes the cells away before them.
     Own(Vec<tokio::net::UdpSocket>),
-    /// The worker's socket, which passes on what is not a cell.
-    Shared { socket: std::net::UdpSocket, inbox: Receiver<ControlDatagram> },
+    /// The worker's socket, which passes on what is not a cell, and sends for the control plane.
+    Shared { arrived: Receiver<ControlDatagram>, leaving: Sender<ControlDatagram> },
 }
 
 /// News of the way to a peer.
@@ -115,9 +115,9 @@ impl Path {
                 let ((bytes, source), lane, _) = futures::future::select_all(waits).await;
                 (bytes, source, u16::try_from(lane).unwrap_or(0))
             }
-            Socket::Shared { inbox, .. } => loop {
-                if let Ok(datagram) = inbox.try_recv() {
-                    return (datagram.data().to_vec(), datagram.source, 0);
+            Socket::Shared { arrived, .. } => loop {
+                if let Ok(datagram) = arrived.try_recv() {
+                    return (datagram.data().to_vec(), datagram.remote, 0);
                 }
                 tokio::time::sleep(POLL).await;
             },
@@ -128,10 +128,13 @@ impl Path {
     pub(super) fn send(&self, bytes: &[u8], to: SocketAddr, lane: u16) {
         let result = match &self.socket {
             Socket::Own(sockets) => match sockets.get(usize::from(lane)) {
-                Some(socket) => socket.try_send_to(bytes, to),
+                Some(socket) => socket.try_send_to(bytes, to).map(drop),
                 None => Err(std::io::ErrorKind::AddrNotAvailable.into()),
             },
-            Socket::Shared { socket, .. } => socket.send_to(bytes, to),
+            Socket::Shared { leaving, .. } => ControlDatagram::new(bytes, to)
+                .ok_or(std::io::ErrorKind::InvalidInput)
+                .and_then(|datagram| leaving.try_send(datagram).or(Err(std::io::ErrorKind::WouldBlock)))
+                .map_err(Into::into),
         };
         if let Err(error) = result {
             log::warn!("a handshake datagram could not be sent: {error}");

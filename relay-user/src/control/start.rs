@@ -19,7 +19,7 @@ use crate::edge::pool::PoolNetworks;
 use crate::edge::routes::GuardedRoutes;
 use crate::edge::{ClientEdge, ExitEdge, Offload};
 use crate::engine::{Engine, Limits, Unwatched, Witness};
-use crate::port::{AfXdpPort, ControlDatagram, Port, PortMode, UdpPort};
+use crate::port::{AfXdpPort, Handshakes, Port, PortMode, UdpPort};
 use crate::rates::Epochs;
 use crate::steering::{AttachMode, Steering};
 use crate::worker::{Clock, NodeEdge, Poll, Seat, Workers, leave_to_workers};
@@ -362,13 +362,14 @@ fn open_udp(config: &Datapath, local: SocketAddr) -> Result<OpenDatapath> {
     let arena = frames(config, pages)?;
     let socket = std::net::UdpSocket::bind(local)
         .with_context(|| format!("UDP port {}: is another relay or client using it?", local.port()))?;
-    let (handshakes, inbox) = crossbeam::channel::bounded::<ControlDatagram>(HANDSHAKES);
-    let port = UdpPort::new(socket, Some(handshakes))?;
+    let (arrived, to_control_plane) = crossbeam::channel::bounded(HANDSHAKES);
+    let (from_control_plane, leaving) = crossbeam::channel::bounded(HANDSHAKES);
+    let port = UdpPort::new(socket, Some(Handshakes { arrived, leaving }))?;
     let local = port.local_address()?;
     Ok(OpenDatapath {
         arena,
         mode: port.mode(),
-        socket: Socket::Shared { socket: port.control_socket()?, inbox },
+        socket: Socket::Shared { arrived: to_control_plane, leaving: from_control_plane },
         queues: Queues::Udp(Box::new(port)),
         steering: None,
         neighbours: None,

@@ -6,6 +6,7 @@
 pub mod afxdp;
 mod headers;
 pub mod memory;
+mod rehearsal;
 pub mod udp;
 
 use std::net::SocketAddr;
@@ -16,7 +17,7 @@ use crate::xsk::{BusyPoll, Frame, FramePool, Pages};
 pub use crate::steering::XdpMode;
 pub use afxdp::AfXdpPort;
 pub use memory::MemoryPort;
-pub use udp::{ControlDatagram, UdpPort};
+pub use udp::{ControlDatagram, Handshakes, UdpPort};
 
 /// A datagram that came in.
 #[derive(Debug)]
@@ -115,6 +116,8 @@ pub struct PortCounters {
     pub handshakes: u64,
     /// Not a cell, and dropped since the control plane's queue was full.
     pub handshakes_dropped: u64,
+    /// Of the control plane, and not taken by the kernel.
+    pub handshakes_unsent: u64,
     /// System calls made to wake the kernel for sending or receiving.
     pub kicks: u64,
 }
@@ -157,6 +160,12 @@ pub trait Port {
     /// # Errors
     /// Gives the frame back where it cannot be queued now.
     fn transmit(&mut self, slot: u32, frame: Frame) -> Result<(), TransmitError>;
+
+    /// Does a piece of what sending needs before its moment: a worker that waits for the moment at which what it queued
+    /// shall leave calls it until it returns `false` or the moment is near. A piece takes some 4 µs. [`Self::flush`] follows.
+    fn make_ready(&mut self) -> bool {
+        false
+    }
 
     /// Sends what was queued, with one system call where one is enough, and puts frames that are done into `pool`.
     /// Returns whether some of it still waits, because the kernel could take no more: it leaves with a later flush.

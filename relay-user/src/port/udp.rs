@@ -2,20 +2,25 @@
 //!
 //! Each cell is a datagram of its own in both directions: neither segmentation offload nor its counterpart on receipt is
 //! used, since a run of cells glued together would leave the host as a burst, and would not fit a frame on arrival.
+//!
+//! A cell whose moment is known is sent in two steps (udp(7), `UDP_CORK`): the kernel has its bytes and its route before,
+//! and what is left for the moment is short. The socket is the worker's alone, so that nobody appends to it meanwhile.
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::io::{self, IoSliceMut};
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
-use crossbeam::channel::Sender;
+use crossbeam::channel::{Receiver, Sender};
 use nix::sys::socket::{setsockopt, sockopt};
-use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
+use quinn_udp::{RecvMeta, UdpSocketState};
 use relay_common::wire::{CELL_LEN, DatagramType};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use rustix::net::{SendFlags, send, sendto};
 
+use super::rehearsal::Rehearsal;
 use super::{BindMode, Peer, PeerTable, Port, PortCounters, PortMode, Received, Refusal, TransmitError};
 use crate::xsk::{Arena, Frame, FramePool};
 
@@ -38,21 +43,21 @@ const RECEIVE_LEN: u16 = {
     }
 };
 
-/// A datagram for the control plane, which is not a cell.
+/// A datagram for the control plane or of it, which is not a cell.
 #[derive(Clone)]
 pub struct ControlDatagram {
     bytes: [u8; CELL_LEN],
     len: usize,
-    /// Who the packet says it is from. Not authenticated.
-    pub source: SocketAddr,
+    /// Who it is for, or who the packet says it is from, which is not authenticated.
+    pub remote: SocketAddr,
 }
 
 impl ControlDatagram {
     /// A copy of `data`, or `None` where it is longer than any datagram is.
-    pub fn new(data: &[u8], source: SocketAddr) -> Option<Self> {
+    pub fn new(data: &[u8], remote: SocketAddr) -> Option<Self> {
         let mut bytes = [0; CELL_LEN];
         bytes.get_mut(..data.len())?.copy_from_slice(data);
-        Some(Self { bytes, len: data.len(), source })
+        Some(Self { bytes, len: data.len(), remote })
     }
 
     /// The UDP payload.
@@ -68,11 +73,23 @@ impl fmt::Debug for ControlDatagram {
     }
 }
 
+/// The control plane's queues at a port whose socket it shares.
+pub struct Handshakes {
+    /// What came and is not a cell.
+    pub arrived: Sender<ControlDatagram>,
+    /// What shall leave; one with each turn of the worker.
+    pub leaving: Receiver<ControlDatagram>,
+}
+
 /// A port on one UDP socket, which never blocks.
 pub struct UdpPort {
     socket: UdpSocket,
     state: UdpSocketState,
-    handshakes: Option<Sender<ControlDatagram>>,
+    handshakes: Option<Handshakes>,
+    /// `None` where the system gave no loopback: sending is as cold then as what went before left it.
+    rehearsal: Option<Rehearsal>,
+    /// The kernel has the first of the queue and waits for the word.
+    corked: bool,
     peers: PeerTable<Peer>,
     queue: VecDeque<(Peer, Frame)>,
     /// Frames of the batch at hand; empty between calls.
@@ -81,22 +98,27 @@ pub struct UdpPort {
 }
 
 impl UdpPort {
-    /// Makes a port of `socket`, which must be bound. Datagrams that are not cells go to `handshakes`, or are dropped
-    /// without it; the control plane answers through [`Self::control_socket`].
+    /// Makes a port of `socket`, which must be bound and of which nobody else sends. Datagrams that are not cells go to
+    /// `handshakes`, or are dropped without it.
     ///
     /// # Errors
     /// What the system says to the socket's options.
-    pub fn new(socket: UdpSocket, handshakes: Option<Sender<ControlDatagram>>) -> io::Result<Self> {
+    pub fn new(socket: UdpSocket, handshakes: Option<Handshakes>) -> io::Result<Self> {
         // This sets "don't fragment", makes the socket nonblocking and turns receive offload on.
         let state = UdpSocketState::new((&socket).into())?;
         setsockopt(&socket, sockopt::UdpGroSegment, &false)?;
         // The default buffer holds a hundred cells; a smaller one than asked for is no error.
         let _ = state.set_recv_buffer_size((&socket).into(), SOCKET_BUFFER);
         let _ = state.set_send_buffer_size((&socket).into(), SOCKET_BUFFER);
+        let rehearsal = Rehearsal::new(socket.local_addr()?.ip())
+            .inspect_err(|error| log::warn!("sending is not rehearsed on the loopback: {error}"))
+            .ok();
         Ok(Self {
             socket,
             state,
             handshakes,
+            rehearsal,
+            corked: false,
             peers: PeerTable::new(),
             queue: VecDeque::with_capacity(SEND_QUEUE),
             batch: Vec::with_capacity(BATCH),
@@ -110,15 +132,6 @@ impl UdpPort {
     /// What getsockname(2) reports.
     pub fn local_address(&self) -> io::Result<SocketAddr> {
         self.socket.local_addr()
-    }
-
-    /// Another handle on the socket, for the control plane to send through. Reading from it would take datagrams away
-    /// from the port.
-    ///
-    /// # Errors
-    /// What dup(2) reports.
-    pub fn control_socket(&self) -> io::Result<UdpSocket> {
-        self.socket.try_clone()
     }
 
     /// Waits until something has arrived, for at most `limit`. `true` when it has.
@@ -152,17 +165,28 @@ impl UdpPort {
         let fits = known.is_some_and(|kind| kind != DatagramType::Cell && kind.datagram_len() == data.len());
         let datagram = ControlDatagram::new(data, source).filter(|_| fits);
         match (datagram, &self.handshakes) {
-            (Some(datagram), Some(handshakes)) => match handshakes.try_send(datagram) {
+            (Some(datagram), Some(handshakes)) => match handshakes.arrived.try_send(datagram) {
                 Ok(()) => self.counters.handshakes += 1,
                 Err(_) => self.counters.handshakes_dropped += 1,
             },
             _ => self.counters.invalid += 1,
         }
     }
+
+    fn send_for_control_plane(&mut self) {
+        let Some(datagram) = self.handshakes.as_ref().and_then(|queues| queues.leaving.try_recv().ok())
+        else {
+            return;
+        };
+        self.counters.kicks += 1;
+        let sent = sendto(&self.socket, datagram.data(), SendFlags::DONTWAIT, &datagram.remote);
+        self.counters.handshakes_unsent += u64::from(sent.is_err());
+    }
 }
 
 impl Port for UdpPort {
     fn receive(&mut self, pool: &mut FramePool, out: &mut Vec<Received>, max: usize) -> usize {
+        self.send_for_control_plane();
         let wanted = max.min(out.capacity() - out.len()).min(BATCH);
         while self.batch.len() < wanted {
             let Some(mut frame) = pool.take() else { break };
@@ -217,21 +241,30 @@ impl Port for UdpPort {
         Err(TransmitError { frame, reason })
     }
 
+    fn make_ready(&mut self) -> bool {
+        if self.corked {
+            return self.rehearsal.as_ref().is_some_and(Rehearsal::once);
+        }
+        let Some((peer, frame)) = self.queue.front() else { return false };
+        self.counters.kicks += 1;
+        let flags = SendFlags::MORE | SendFlags::DONTWAIT;
+        // What is refused here is refused, and counted, when it is sent for.
+        self.corked = sendto(&self.socket, frame.data(), flags, &peer.remote).is_ok();
+        self.corked
+    }
+
     fn flush(&mut self, pool: &mut FramePool) -> bool {
         while let Some((peer, frame)) = self.queue.front() {
-            let source = peer.local.ip();
-            let transmit = Transmit {
-                destination: peer.remote,
-                ecn: None,
-                contents: frame.data(),
-                segment_size: None,
-                src_ip: Some(source).filter(|source| !is_unspecified(*source)),
-            };
             self.counters.kicks += 1;
-            match self.state.try_send((&self.socket).into(), &transmit) {
-                Ok(()) => self.counters.tx += 1,
+            let sent = if std::mem::take(&mut self.corked) {
+                send(&self.socket, &[], SendFlags::DONTWAIT)
+            } else {
+                sendto(&self.socket, frame.data(), SendFlags::DONTWAIT, &peer.remote)
+            };
+            match sent {
+                Ok(_) => self.counters.tx += 1,
                 // The socket's buffer is full; what waits goes with the next flush.
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(Errno::AGAIN) => break,
                 Err(_) => {
                     self.counters.tx += 1;
                     self.counters.tx_lost += 1;
@@ -253,13 +286,9 @@ impl Port for UdpPort {
     }
 }
 
-fn is_unspecified(address: IpAddr) -> bool {
-    address.to_canonical().is_unspecified()
-}
-
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
+    use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
     use super::*;
 
@@ -267,15 +296,21 @@ mod tests {
         port: UdpPort,
         pool: FramePool,
         out: Vec<Received>,
-        control: crossbeam::channel::Receiver<ControlDatagram>,
+        control: Receiver<ControlDatagram>,
+        leaving: Sender<ControlDatagram>,
     }
 
     impl End {
         fn new(arena: &'static Arena, control_queue: usize) -> Self {
-            let (sender, control) = crossbeam::channel::bounded(control_queue);
-            let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-            let port = UdpPort::new(socket, Some(sender)).unwrap();
-            Self { port, pool: FramePool::new(arena, 32), out: Vec::with_capacity(64), control }
+            Self::at(Ipv4Addr::LOCALHOST.into(), arena, control_queue)
+        }
+
+        fn at(address: IpAddr, arena: &'static Arena, control_queue: usize) -> Self {
+            let (arrived, control) = crossbeam::channel::bounded(control_queue);
+            let (leaving, outbox) = crossbeam::channel::bounded(control_queue);
+            let socket = UdpSocket::bind((address, 0)).unwrap();
+            let port = UdpPort::new(socket, Some(Handshakes { arrived, leaving: outbox })).unwrap();
+            Self { port, pool: FramePool::new(arena, 32), out: Vec::with_capacity(64), control, leaving }
         }
 
         fn address(&self) -> SocketAddr {
@@ -322,6 +357,62 @@ mod tests {
         assert_eq!(arena.free_frames(), 256);
     }
 
+    /// From a socket at `near` to one at `far`, which the sender calls `remote`.
+    fn made_ready(near: IpAddr, far: IpAddr, remote: IpAddr) {
+        let arena = Arena::anonymous(256).unwrap();
+        let (mut near, mut far) = (End::at(near, arena, 1), End::at(far, arena, 1));
+        let remote = SocketAddr::new(remote, far.address().port());
+        near.port.set_peer(1, Some(Peer { local: near.address(), remote, macs: None, vlan: None }));
+        assert!(!near.port.make_ready(), "nothing is queued");
+        for number in 0..3 {
+            let mut frame = near.pool.take().unwrap();
+            frame.data_mut().fill(number);
+            frame.data_mut()[0] = DatagramType::Cell as u8;
+            near.port.transmit(1, frame).unwrap();
+        }
+        for _ in 0..20 {
+            assert!(near.port.make_ready());
+        }
+        assert!(!far.port.wait(Duration::from_millis(20)).unwrap(), "its moment has not come");
+        // What the control plane sends meanwhile waits for the worker's next turn.
+        let mut handshake = [7u8; CELL_LEN];
+        handshake[0] = DatagramType::HsInit as u8;
+        near.leaving.try_send(ControlDatagram::new(&handshake, remote).unwrap()).unwrap();
+        assert!(!near.port.flush(&mut near.pool));
+        far.receive_until(|end| end.out.len() == 3);
+        for (number, received) in (0u8..).zip(&far.out) {
+            assert!(received.frame.cell().unwrap()[1..].iter().all(|byte| *byte == number));
+        }
+        near.port.receive(&mut near.pool, &mut near.out, 1);
+        far.receive_until(|end| end.port.counters().handshakes == 1);
+        assert_eq!(far.control.try_recv().unwrap().data(), handshake);
+        let counters = near.port.counters();
+        assert_eq!((counters.tx, counters.tx_lost, counters.handshakes_unsent), (3, 0, 0));
+    }
+
+    #[test]
+    fn a_cell_that_was_made_ready_leaves_with_the_flush_alone_and_whole() {
+        let (four, six): (IpAddr, IpAddr) = (Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into());
+        made_ready(four, four, four);
+        made_ready(six, six, six);
+        made_ready(Ipv6Addr::UNSPECIFIED.into(), four, Ipv4Addr::LOCALHOST.to_ipv6_mapped().into());
+    }
+
+    #[test]
+    fn a_cell_that_cannot_be_made_ready_is_lost_and_counted_once() {
+        let arena = Arena::anonymous(64).unwrap();
+        let mut near = End::new(arena, 1);
+        // A socket of one family has no way to the other.
+        let remote = "[::1]:9".parse().unwrap();
+        near.port.set_peer(1, Some(Peer { local: near.address(), remote, macs: None, vlan: None }));
+        let mut frame = near.pool.take().unwrap();
+        frame.data_mut()[0] = DatagramType::Cell as u8;
+        near.port.transmit(1, frame).unwrap();
+        assert!(!near.port.make_ready());
+        assert!(!near.port.flush(&mut near.pool));
+        assert_eq!((near.port.counters().tx, near.port.counters().tx_lost), (1, 1));
+    }
+
     #[test]
     fn the_batch_never_outgrows_what_was_asked_for() {
         let arena = Arena::anonymous(128).unwrap();
@@ -339,7 +430,7 @@ mod tests {
     fn handshakes_go_to_the_control_plane_and_rubbish_nowhere() {
         let arena = Arena::anonymous(64).unwrap();
         let (near, mut far) = (End::new(arena, 1), End::new(arena, 2));
-        let socket = near.port.control_socket().unwrap();
+        let socket = near.port.socket.try_clone().unwrap();
         let mut handshake = [7u8; CELL_LEN];
         handshake[0] = DatagramType::HsInit as u8;
         let mut retry = [9u8; 64];
@@ -357,7 +448,7 @@ mod tests {
         let counters = far.port.counters();
         assert_eq!((counters.handshakes, counters.handshakes_dropped, counters.invalid), (2, 1, 3));
         let first = far.control.try_recv().unwrap();
-        assert_eq!((first.data(), first.source), (&handshake[..], near.address()));
+        assert_eq!((first.data(), first.remote), (&handshake[..], near.address()));
         assert_eq!(far.control.try_recv().unwrap().data(), retry);
         assert!(!format!("{first:?}").contains("127.0.0.1"));
         assert!(far.out.is_empty());

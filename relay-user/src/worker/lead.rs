@@ -6,7 +6,7 @@
 
 use crate::engine::time::Nanos;
 
-/// The shortest lead, and the first. A shorter sleep is not worth its system call.
+/// The shortest lead of any. A shorter sleep is not worth its system call.
 pub(super) const SHORTEST: Nanos = Nanos(15_000);
 /// The longest: what a worker of 4000 slots per second may spin away, a quarter of its core.
 pub(super) const LONGEST: Nanos = Nanos(60_000);
@@ -23,17 +23,18 @@ pub struct Wakes {
     pub late: u64,
 }
 
-/// The lead that all but one of a thousand wakes needed lately, [`SHORTEST`] to [`LONGEST`].
+/// The lead that all but one of a thousand wakes needed lately, at most [`LONGEST`].
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Lead {
     lead: Nanos,
+    shortest: Nanos,
     wakes: Wakes,
 }
 
 impl Lead {
-    /// The first.
-    pub(super) const fn new() -> Self {
-        Self { lead: SHORTEST, wakes: Wakes { all: 0, late: 0 } }
+    /// The first is the shortest, between [`SHORTEST`] and [`LONGEST`].
+    pub(super) const fn new(shortest: Nanos) -> Self {
+        Self { lead: shortest, shortest, wakes: Wakes { all: 0, late: 0 } }
     }
 
     /// How long before its slot a worker must want to wake.
@@ -52,7 +53,7 @@ impl Lead {
         self.wakes.all += 1;
         self.wakes.late += u64::from(too_late);
         let lead = if too_late { self.lead.0 + LONGER } else { self.lead.0.saturating_sub(SHORTER) };
-        self.lead = Nanos(lead.clamp(SHORTEST.0, LONGEST.0));
+        self.lead = Nanos(lead.clamp(self.shortest.0, LONGEST.0));
     }
 }
 
@@ -66,7 +67,7 @@ mod tests {
     /// After `wakes` that came up to `most` late, each as likely; and how many of as many more came too late.
     fn learnt(most: u64, wakes: u32) -> (Lead, u64) {
         let mut rng = ChaCha8Rng::seed_from_u64(1);
-        let mut lead = Lead::new();
+        let mut lead = Lead::new(SHORTEST);
         let mut wake = |lead: &mut Lead| lead.learn(Nanos(rng.next_u64() % most));
         (0..wakes).for_each(|_| wake(&mut lead));
         let before = lead.wakes();
@@ -92,7 +93,7 @@ mod tests {
     proptest! {
         #[test]
         fn the_lead_stays_within_its_bounds(lates in prop::collection::vec(any::<u64>(), 0..200)) {
-            let mut lead = Lead::new();
+            let mut lead = Lead::new(SHORTEST);
             for late in lates {
                 lead.learn(Nanos(late));
                 prop_assert!((SHORTEST..=LONGEST).contains(&lead.get()));

@@ -1,5 +1,5 @@
-//! A worker on a port in memory whose links carry bursts of payload: its own audit sees a delay that the port puts on
-//! payload, and nothing where there is none.
+//! A worker on a port in memory. Its links carry bursts of payload: its own audit sees a delay that the port puts on
+//! payload, and nothing where there is none. Where the port makes ready: cells come before their moment, and leave at it.
 
 use super::turning::{Joint, Turning, guard};
 use super::watch::Watch;
@@ -8,7 +8,7 @@ use crate::crypto::{LinkKeys, Split, Suite};
 use crate::engine::schedule::{Law, Schedule};
 use crate::engine::{Limits, Session};
 use crate::observe::live::Pace;
-use crate::port::{MemoryPort, PortCounters, PortMode, Received, TransmitError};
+use crate::port::{BindMode, MemoryPort, PortCounters, PortMode, Received, TransmitError};
 use crate::xsk::{Arena, Frame};
 use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng, SeedableRng};
@@ -74,10 +74,8 @@ fn split(link: u32) -> Split {
     Split { initiator_to_responder: bytes, responder_to_initiator: bytes.map(|byte| !byte) }
 }
 
-/// What a worker tells after `epochs` epochs of its audit.
-fn audited(delay: Nanos, epochs: u64) -> Totals {
-    let arena = Arena::anonymous(8192).unwrap();
-    let clock = Clock::start();
+/// Links with a session each, and a wire for their cells.
+fn links(clock: Clock) -> (Engine, MemoryPort) {
     let mut wire = MemoryPort::new(512);
     let address = SocketAddr::from(([192, 0, 2, 1], 7443));
     let mut engine = Engine::new(Limits { links: LINKS, circuits: 1, ..Limits::default() });
@@ -92,8 +90,17 @@ fn audited(delay: Nanos, epochs: u64) -> Totals {
         let install = Command::InstallSession { session, send_now: true };
         engine.apply(install, &mut NodeEdge::None, clock.now());
     }
-    let peers = (0..LINKS).map(|link| LinkKeys::derive(&split(link), Suite::Aes256Gcm, false)).collect();
-    let port = Delaying { wire, clock, peers, delay };
+    (engine, wire)
+}
+
+/// A worker's thread from inside, and both ends of what joins it to others.
+fn turning<P: Port>(
+    engine: Engine,
+    port: P,
+    arena: &'static Arena,
+    clock: Clock,
+    poll: Poll,
+) -> (Turning<P>, Sender<ToWorker>, Arc<Snapshot>) {
     let (commands, inbox) = bounded(COMMANDS);
     let snapshot = Arc::new(Snapshot::default());
     let joint = Joint {
@@ -104,7 +111,17 @@ fn audited(delay: Nanos, epochs: u64) -> Totals {
         crossing: None,
     };
     let pool = FramePool::new(arena, 256);
-    let mut turning = Turning::new(engine, port, NodeEdge::None, pool, clock, Poll::Adaptive, joint);
+    (Turning::new(engine, port, NodeEdge::None, pool, clock, poll, joint), commands, snapshot)
+}
+
+/// What a worker tells after `epochs` epochs of its audit.
+fn audited(delay: Nanos, epochs: u64) -> Totals {
+    let arena = Arena::anonymous(8192).unwrap();
+    let clock = Clock::start();
+    let (engine, wire) = links(clock);
+    let peers = (0..LINKS).map(|link| LinkKeys::derive(&split(link), Suite::Aes256Gcm, false)).collect();
+    let port = Delaying { wire, clock, peers, delay };
+    let (mut turning, commands, snapshot) = turning(engine, port, arena, clock, Poll::Adaptive);
     turning.watch = Watch::new(LINKS, clock, PACE);
     std::thread::scope(|scope| {
         scope.spawn(|| turning.run());
@@ -135,6 +152,86 @@ fn a_delay_on_payload_raises_the_alarm_and_nothing_else_does() {
     assert!(ticks.all > 0 && ticks.late <= ticks.all, "{ticks:?}");
     let delayed = audited(Nanos(8_000), 1).audit;
     assert!(delayed.breaches >= 1 && delayed.last.is_some_and(|last| last.at_least >= 0.05), "{delayed:?}");
+}
+
+/// A port that has something to do before cells leave, and holds their slots against the time at which they are sent for.
+struct Readying {
+    wire: MemoryPort,
+    clock: Clock,
+    waiting: Vec<Nanos>,
+    /// Pieces done while cells waited, since they last left.
+    pieces: u32,
+    seen: Sender<Flushed>,
+}
+
+struct Flushed {
+    slots: Vec<Nanos>,
+    pieces: u32,
+    at: Nanos,
+}
+
+impl Port for Readying {
+    fn receive(&mut self, _pool: &mut FramePool, _out: &mut Vec<Received>, _max: usize) -> usize {
+        0
+    }
+
+    fn set_peer(&mut self, slot: u32, peer: Option<Peer>) {
+        self.wire.set_peer(slot, peer);
+    }
+
+    fn announce(&mut self, slot: Nanos) {
+        self.waiting.push(slot);
+    }
+
+    fn transmit(&mut self, slot: u32, frame: Frame) -> Result<(), TransmitError> {
+        self.wire.transmit(slot, frame)
+    }
+
+    fn make_ready(&mut self) -> bool {
+        assert!(!self.waiting.is_empty(), "there is something to make ready");
+        self.pieces += 1;
+        true
+    }
+
+    fn flush(&mut self, pool: &mut FramePool) -> bool {
+        let at = self.clock.now();
+        let slots = std::mem::take(&mut self.waiting);
+        let _ = self.seen.try_send(Flushed { slots, pieces: std::mem::take(&mut self.pieces), at });
+        let waits = self.wire.flush(pool);
+        while let Some(sent) = self.wire.take_sent() {
+            pool.put(sent.frame);
+        }
+        waits
+    }
+
+    fn counters(&self) -> PortCounters {
+        self.wire.counters()
+    }
+
+    fn mode(&self) -> PortMode {
+        PortMode { bind: BindMode::Udp, ..self.wire.mode() }
+    }
+}
+
+#[test]
+fn cells_are_made_ready_before_their_moment_and_leave_at_it() {
+    let arena = Arena::anonymous(2048).unwrap();
+    let clock = Clock::start();
+    let (engine, wire) = links(clock);
+    let (seen, flushes) = bounded(1 << 12);
+    let port = Readying { wire, clock, waiting: Vec::new(), pieces: 0, seen };
+    let (mut turning, commands, _) = turning(engine, port, arena, clock, Poll::Busy);
+    std::thread::scope(|scope| {
+        scope.spawn(|| turning.run());
+        let mut readied = 0;
+        while readied < 100 {
+            let Flushed { slots, pieces, at } =
+                flushes.recv_timeout(Duration::from_secs(10)).expect("cells leave");
+            assert!(slots.iter().all(|slot| *slot <= at), "{slots:?} left at {at:?}");
+            readied += u32::from(pieces > 0);
+        }
+        commands.send(ToWorker::Stop).unwrap();
+    });
 }
 
 #[test]

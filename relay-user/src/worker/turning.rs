@@ -34,6 +34,11 @@ const GUARD: Nanos = Nanos(1_000);
 /// The same on a UDP socket, at most: one call takes in all that waits, 8 µs as a rule, and a worker that woke for a slot
 /// begins nothing until its cell has left. Longer than any lead by what a wake takes.
 const UDP_GUARD: Nanos = Nanos(LONGEST.0 + 4_000);
+/// A piece of what a port does to be ready for a multiple is begun no later than this before it: two and a half times what
+/// it takes as a rule.
+const READY_PIECE: Nanos = Nanos(10_000);
+/// The shortest lead of a worker whose port makes ready: room for a wake and a handful of pieces.
+const READY_LEAD: Nanos = Nanos(40_000);
 /// Of the time since cells last left, no more than one part in so many goes to a guard: what a socket with cells at every
 /// multiple may lose.
 const GUARDED_SHARE: u64 = 4;
@@ -102,6 +107,8 @@ pub(super) struct Turning<P, W = Unwatched> {
     departed: Nanos,
     grid: Nanos,
     longest_guard: Nanos,
+    /// The port has something to do before a cell's moment.
+    makes_ready: bool,
     ticks: Ticks,
     /// The port holds cells that the kernel could not take.
     unsent: bool,
@@ -121,10 +128,10 @@ impl<P: Port, W: Witness> Turning<P, W> {
         joint: Joint,
     ) -> Self {
         let watch = Watch::new(engine.limits().links, clock, Pace::default());
-        let (grid, longest_guard) = match port.mode().bind {
-            BindMode::Udp => (COPYING_GRID, UDP_GUARD),
-            BindMode::Copy => (COPYING_GRID, GUARD),
-            BindMode::ZeroCopy | BindMode::Memory => (GRID, GUARD),
+        let (grid, longest_guard, makes_ready) = match port.mode().bind {
+            BindMode::Udp => (COPYING_GRID, UDP_GUARD, true),
+            BindMode::Copy => (COPYING_GRID, GUARD, false),
+            BindMode::ZeroCopy | BindMode::Memory => (GRID, GUARD, false),
         };
         Self {
             engine,
@@ -133,7 +140,7 @@ impl<P: Port, W: Witness> Turning<P, W> {
             pool,
             clock,
             poll,
-            lead: Lead::new(),
+            lead: Lead::new(if makes_ready { READY_LEAD } else { SHORTEST }),
             joint,
             watch,
             received: Vec::with_capacity(TURN),
@@ -142,6 +149,7 @@ impl<P: Port, W: Witness> Turning<P, W> {
             departed: Nanos(0),
             grid,
             longest_guard,
+            makes_ready,
             ticks: Ticks::default(),
             unsent: false,
             asked_for: 0,
@@ -182,23 +190,43 @@ impl<P: Port, W: Witness> Turning<P, W> {
         self.tick = tick;
         if self.engine.next_slot().is_some_and(|slot| slot <= tick) {
             self.departed = tick;
-            self.ticks.count(now.since(tick));
+            let ready = if self.makes_ready { self.make_ready(tick, now) } else { 0 };
             while now < tick {
                 std::hint::spin_loop();
                 now = self.clock.now();
             }
-            self.send_due(tick);
+            self.ticks.count(now.since(tick));
+            self.send_due(tick, ready);
         } else if self.unsent {
             self.unsent = self.port.flush(&mut self.pool);
         }
         now
     }
 
-    fn send_due(&mut self, tick: Nanos) {
-        let mut queued = 0;
+    /// Hands the cells of a multiple to the port before it, and lets the port make ready while there is time. Returns how
+    /// many they are.
+    fn make_ready(&mut self, tick: Nanos, now: Nanos) -> usize {
+        if tick.since(now) < READY_PIECE {
+            return 0;
+        }
         self.watch.begin();
+        let mut outlet = Watched { port: &mut self.port, watch: &mut self.watch, ahead: true };
+        let handed = self.engine.emit_to(tick, &mut outlet);
+        while tick.since(self.clock.now()) >= READY_PIECE && self.port.make_ready() {}
+        handed
+    }
+
+    /// Sends the cells of a multiple, `ready` of which the port has.
+    fn send_due(&mut self, tick: Nanos, ready: usize) {
+        if ready > 0 {
+            self.watch.let_go();
+            self.unsent = self.port.flush(&mut self.pool);
+        } else {
+            self.watch.begin();
+        }
+        let mut queued = 0;
         loop {
-            let mut outlet = Watched { port: &mut self.port, watch: &mut self.watch };
+            let mut outlet = Watched { port: &mut self.port, watch: &mut self.watch, ahead: false };
             let sent = self.engine.emit_to(tick, &mut outlet);
             queued += sent;
             if queued >= FLUSH || (sent == 0 && queued > 0) {

@@ -19,6 +19,8 @@ pub(super) struct Watch {
     seen: u32,
     /// The place in the batch of the cell that is timed.
     chosen: u32,
+    /// The cell that is timed, where the port has it before its moment.
+    held: Option<Departure>,
     /// A xorshift's state: a choice that goes with no period of any schedule is all that is asked of it.
     state: u32,
 }
@@ -26,7 +28,7 @@ pub(super) struct Watch {
 impl Watch {
     /// A watch over links numbered below `links`.
     pub(super) fn new(links: u32, clock: Clock, pace: Pace) -> Self {
-        Self { audit: SelfAudit::new(links, pace), clock, seen: 1, chosen: 0, state: 0x9e37_79b9 }
+        Self { audit: SelfAudit::new(links, pace), clock, seen: 1, chosen: 0, held: None, state: 0x9e37_79b9 }
     }
 
     /// A batch begins.
@@ -36,6 +38,13 @@ impl Watch {
         self.state ^= self.state << 5;
         self.chosen = self.state % self.seen.max(1);
         self.seen = 0;
+    }
+
+    /// What the port was given ahead leaves now.
+    pub(super) fn let_go(&mut self) {
+        if let Some(departure) = self.held.take() {
+            self.time(departure);
+        }
     }
 
     /// Looks whether an epoch has ended.
@@ -48,14 +57,22 @@ impl Watch {
         self.audit.state()
     }
 
-    /// A cell was handed to the port.
+    /// A cell was handed to the port, to leave at once or when [`Self::let_go`] is called.
     #[inline]
-    fn sent(&mut self, departure: Departure) {
+    fn sent(&mut self, departure: Departure, ahead: bool) {
         if self.seen == self.chosen {
-            let late = self.clock.now().since(departure.deadline);
-            self.note(departure, late.0);
+            if ahead {
+                self.held = Some(departure);
+            } else {
+                self.time(departure);
+            }
         }
         self.seen += 1;
+    }
+
+    fn time(&mut self, departure: Departure) {
+        let late = self.clock.now().since(departure.deadline);
+        self.note(departure, late.0);
     }
 
     fn note(&mut self, Departure { link, content, .. }: Departure, lateness: u64) {
@@ -71,6 +88,8 @@ impl Watch {
 pub(super) struct Watched<'a, P> {
     pub(super) port: &'a mut P,
     pub(super) watch: &'a mut Watch,
+    /// Cells are handed over before they leave.
+    pub(super) ahead: bool,
 }
 
 impl<P: Port> Outlet for Watched<'_, P> {
@@ -78,7 +97,7 @@ impl<P: Port> Outlet for Watched<'_, P> {
     fn send(&mut self, departure: Departure, frame: Frame) -> Result<(), Frame> {
         self.port.announce(departure.deadline);
         let outcome = self.port.transmit(departure.link, frame).map_err(|refused| refused.frame);
-        self.watch.sent(departure);
+        self.watch.sent(departure, self.ahead);
         outcome
     }
 
@@ -100,7 +119,7 @@ mod tests {
         for _ in 0..1000 {
             watch.begin();
             counts[watch.chosen as usize] += 1;
-            (0..length).for_each(|_| watch.sent(departure));
+            (0..length).for_each(|_| watch.sent(departure, false));
         }
         counts
     }
@@ -113,6 +132,23 @@ mod tests {
         watch.seen = 4;
         let counts = timed(&mut watch, 4);
         assert!(counts.iter().all(|count| (180..320).contains(count)), "{counts:?}");
+    }
+
+    #[test]
+    fn a_cell_given_ahead_is_timed_when_it_leaves() {
+        let clock = Clock::start();
+        let mut watch = Watch::new(1, clock, PACE);
+        let departure = Departure { link: 0, deadline: clock.now(), content: Content::Cover };
+        watch.begin();
+        watch.sent(departure, true);
+        watch.look(Nanos(1));
+        assert_eq!(watch.state().epochs, 0, "not before");
+        watch.let_go();
+        watch.look(Nanos(2));
+        assert_eq!(watch.state().epochs, 1);
+        watch.let_go();
+        watch.look(Nanos(3));
+        assert_eq!(watch.state().epochs, 1, "and once");
     }
 
     #[test]

@@ -109,6 +109,10 @@ impl<P: Port> Port for Metered<P> {
         self.port.transmit(slot, frame)
     }
 
+    fn make_ready(&mut self) -> bool {
+        self.port.make_ready()
+    }
+
     fn flush(&mut self, pool: &mut FramePool) -> bool {
         self.port.flush(pool)
     }
