@@ -34,10 +34,10 @@ const GUARD: Nanos = Nanos(1_000);
 /// The same on a UDP socket, at most: one call takes in all that waits, 8 µs as a rule, and a worker that woke for a slot
 /// begins nothing until its cell has left. Longer than any lead by what a wake takes.
 const UDP_GUARD: Nanos = Nanos(LONGEST.0 + 4_000);
-/// A piece of what a port does to be ready for a multiple is begun no later than this before it: two and a half times what
-/// it takes as a rule.
-const READY_PIECE: Nanos = Nanos(10_000);
-/// The shortest lead of a worker whose port makes ready: room for a wake and a handful of pieces.
+/// A piece of what a port does to be ready for a multiple is begun no later than this before it: it takes some 3 µs, but one
+/// in 300 takes longer than this. Begun up to 10 µs before, a dozen of them made 2 to 4 of 100 cells late.
+const READY_PIECE: Nanos = Nanos(25_000);
+/// The shortest lead of a worker whose port makes ready: room for a wake and the pieces.
 const READY_LEAD: Nanos = Nanos(40_000);
 /// Of the time since cells last left, no more than one part in so many goes to a guard: what a socket with cells at every
 /// multiple may lose.
@@ -61,7 +61,8 @@ const FLUSH: usize = 128;
 pub struct Ticks {
     /// All of them.
     pub all: u64,
-    /// Those that the worker came more than 1 µs late to: by how much, its work or whoever had its processor decides.
+    /// Those at which the first cell was sent for more than 1 µs late: by how much, the worker's work or whoever had its
+    /// processor decides.
     pub late: u64,
 }
 
