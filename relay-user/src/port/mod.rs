@@ -162,7 +162,7 @@ pub trait Port {
     fn transmit(&mut self, slot: u32, frame: Frame) -> Result<(), TransmitError>;
 
     /// Does a piece of what sending needs before its moment: a worker that waits for the moment at which what it queued
-    /// shall leave calls it until it returns `false` or the moment is near. A piece takes some 4 µs. [`Self::flush`] follows.
+    /// shall leave calls it until it returns `false` or the moment is near. A piece takes some 3 µs. [`Self::flush`] follows.
     fn make_ready(&mut self) -> bool {
         false
     }
