@@ -47,6 +47,13 @@ impl MemoryPort {
         self.sent.pop_front()
     }
 
+    /// Flushes to nobody: `pool` has the frames back at once. Returns as [`Port::flush`].
+    pub fn flush_away(&mut self, pool: &mut FramePool) -> bool {
+        let waits = self.flush(pool);
+        self.sent.drain(..).for_each(|sent| pool.put(sent.frame));
+        waits
+    }
+
     /// Lets `datagram` arrive. One that finds the queue full is dropped and counted, as a device would do it.
     pub fn deliver(&mut self, datagram: Received) {
         if self.arrived.len() == self.bound {

@@ -7,9 +7,10 @@ use super::*;
 use crate::crypto::{LinkKeys, Split, Suite};
 use crate::engine::schedule::{Law, Schedule};
 use crate::engine::{Limits, Session};
-use crate::observe::live::Pace;
+use crate::observe::live::{AuditState, Pace};
 use crate::port::{BindMode, MemoryPort, PortCounters, PortMode, Received, TransmitError};
 use crate::xsk::{Arena, Frame};
+use crossbeam::channel::Receiver;
 use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng, SeedableRng};
 use relay_common::wire::{CIRCUIT_HEADER_LEN, CircuitHeader, Command as CellCommand, LINK_HEADER_LEN};
@@ -20,12 +21,31 @@ const RATE: u32 = 1000;
 /// Short, so that a test has many.
 const PACE: Pace = Pace { cluster: 64, cells: 1 << 13, span: 1 };
 
-/// A port that holds payload up, and knows it as the peers do: by opening each cell.
+/// A port that holds payload up, and knows it as the peers do: by opening each cell. It orders the payload too, in bursts
+/// that begin at a slot of their link: ordered by a thread, they would pause while the machine is busy, as cells are late.
 struct Delaying {
     wire: MemoryPort,
     clock: Clock,
     peers: Vec<LinkKeys>,
     delay: Nanos,
+    arena: &'static Arena,
+    commands: Sender<ToWorker>,
+    rng: ChaCha8Rng,
+    /// Of each link: cells until its next burst is ordered.
+    until: [u64; LINKS as usize],
+}
+
+impl Delaying {
+    /// Orders a burst of a link. Returns how many cells there are from here to the next order.
+    fn order(&mut self, link: u32) -> u64 {
+        let [burst, pause] = [0; 2].map(|_| 1 + self.rng.next_u64() % 40);
+        for frame in (0..burst).map_while(|_| self.arena.take()) {
+            let command = CellCommand::RekeyInit;
+            let send = Command::SendCell { link, circ_id: 0, command, hop_seq: 0, frame };
+            self.commands.try_send(ToWorker::Engine(send)).expect("room for a burst of each link");
+        }
+        burst + pause
+    }
 }
 
 impl Port for Delaying {
@@ -48,15 +68,15 @@ impl Port for Delaying {
                 std::hint::spin_loop();
             }
         }
+        self.until[slot as usize] -= 1;
+        if self.until[slot as usize] == 0 {
+            self.until[slot as usize] = self.order(slot);
+        }
         self.wire.transmit(slot, frame)
     }
 
     fn flush(&mut self, pool: &mut FramePool) -> bool {
-        let waits = self.wire.flush(pool);
-        while let Some(sent) = self.wire.take_sent() {
-            pool.put(sent.frame);
-        }
-        waits
+        self.wire.flush_away(pool)
     }
 
     fn counters(&self) -> PortCounters {
@@ -93,15 +113,15 @@ fn links(clock: Clock) -> (Engine, MemoryPort) {
     (engine, wire)
 }
 
-/// A worker's thread from inside, and both ends of what joins it to others.
+/// A worker's thread from inside, and what it tells.
 fn turning<P: Port>(
     engine: Engine,
     port: P,
     arena: &'static Arena,
     clock: Clock,
     poll: Poll,
-) -> (Turning<P>, Sender<ToWorker>, Arc<Snapshot>) {
-    let (commands, inbox) = bounded(COMMANDS);
+    inbox: Receiver<ToWorker>,
+) -> (Turning<P>, Arc<Snapshot>) {
     let snapshot = Arc::new(Snapshot::default());
     let joint = Joint {
         inbox,
@@ -111,33 +131,32 @@ fn turning<P: Port>(
         crossing: None,
     };
     let pool = FramePool::new(arena, 256);
-    (Turning::new(engine, port, NodeEdge::None, pool, clock, poll, joint), commands, snapshot)
+    (Turning::new(engine, port, NodeEdge::None, pool, clock, poll, joint), snapshot)
 }
 
-/// What a worker tells after `epochs` epochs of its audit.
-fn audited(delay: Nanos, epochs: u64) -> Totals {
+/// What a worker tells once its audit is as wanted, or after a minute.
+fn audited(delay: Nanos, wanted: impl Fn(&AuditState) -> bool) -> Totals {
     let arena = Arena::anonymous(8192).unwrap();
     let clock = Clock::start();
     let (engine, wire) = links(clock);
-    let peers = (0..LINKS).map(|link| LinkKeys::derive(&split(link), Suite::Aes256Gcm, false)).collect();
-    let port = Delaying { wire, clock, peers, delay };
-    let (mut turning, commands, snapshot) = turning(engine, port, arena, clock, Poll::Adaptive);
+    let (commands, inbox) = bounded(COMMANDS);
+    let port = Delaying {
+        wire,
+        clock,
+        peers: (0..LINKS).map(|link| LinkKeys::derive(&split(link), Suite::Aes256Gcm, false)).collect(),
+        delay,
+        arena,
+        commands: commands.clone(),
+        rng: ChaCha8Rng::seed_from_u64(1),
+        until: [1; LINKS as usize],
+    };
+    let (mut turning, snapshot) = turning(engine, port, arena, clock, Poll::Adaptive, inbox);
     turning.watch = Watch::new(LINKS, clock, PACE);
     std::thread::scope(|scope| {
         scope.spawn(|| turning.run());
-        // Bursts of payload on each link, at random.
-        let mut rng = ChaCha8Rng::seed_from_u64(1);
-        let mut on = [false; LINKS as usize];
         let started = Instant::now();
-        while snapshot.read().audit.epochs < epochs && started.elapsed() < Duration::from_secs(60) {
-            for (link, on) in (0..).zip(&mut on) {
-                *on ^= rng.next_u64().is_multiple_of(20);
-                let Some(frame) = arena.take().filter(|_| *on) else { continue };
-                let command = CellCommand::RekeyInit;
-                let send = Command::SendCell { link, circ_id: 0, command, hop_seq: 0, frame };
-                let _ = commands.try_send(ToWorker::Engine(send));
-            }
-            std::thread::sleep(Duration::from_millis(1));
+        while !wanted(&snapshot.read().audit) && started.elapsed() < Duration::from_secs(60) {
+            std::thread::sleep(Duration::from_millis(20));
         }
         commands.send(ToWorker::Stop).unwrap();
     });
@@ -146,12 +165,13 @@ fn audited(delay: Nanos, epochs: u64) -> Totals {
 
 #[test]
 fn a_delay_on_payload_raises_the_alarm_and_nothing_else_does() {
-    let Totals { audit: clean, ticks, .. } = audited(Nanos(0), 2);
+    let Totals { audit: clean, ticks, .. } = audited(Nanos(0), |audit| audit.epochs >= 2);
     assert!(clean.epochs >= 2, "{clean:?}");
     assert_eq!(clean.breaches, 0, "{clean:?}");
     assert!(ticks.all > 0 && ticks.late <= ticks.all, "{ticks:?}");
-    let delayed = audited(Nanos(8_000), 1).audit;
-    assert!(delayed.breaches >= 1 && delayed.last.is_some_and(|last| last.at_least >= 0.05), "{delayed:?}");
+    let large = |audit: &AuditState| audit.last.is_some_and(|last| last.at_least >= 0.05);
+    let delayed = audited(Nanos(8_000), large).audit;
+    assert!(large(&delayed), "{delayed:?}");
 }
 
 /// A port that has something to do before cells leave, and holds their slots against the time at which they are sent for.
@@ -197,11 +217,7 @@ impl Port for Readying {
         let at = self.clock.now();
         let slots = std::mem::take(&mut self.waiting);
         let _ = self.seen.try_send(Flushed { slots, pieces: std::mem::take(&mut self.pieces), at });
-        let waits = self.wire.flush(pool);
-        while let Some(sent) = self.wire.take_sent() {
-            pool.put(sent.frame);
-        }
-        waits
+        self.wire.flush_away(pool)
     }
 
     fn counters(&self) -> PortCounters {
@@ -220,7 +236,8 @@ fn cells_are_made_ready_before_their_moment_and_leave_at_it() {
     let (engine, wire) = links(clock);
     let (seen, flushes) = bounded(1 << 12);
     let port = Readying { wire, clock, waiting: Vec::new(), pieces: 0, seen };
-    let (mut turning, commands, _) = turning(engine, port, arena, clock, Poll::Busy);
+    let (commands, inbox) = bounded(COMMANDS);
+    let (mut turning, _) = turning(engine, port, arena, clock, Poll::Busy, inbox);
     std::thread::scope(|scope| {
         scope.spawn(|| turning.run());
         let mut readied = 0;

@@ -130,11 +130,7 @@ impl Port for PacedPort {
     }
 
     fn flush(&mut self, pool: &mut FramePool) -> bool {
-        let waits = self.wire.flush(pool);
-        while let Some(sent) = self.wire.take_sent() {
-            pool.put(sent.frame);
-        }
-        waits
+        self.wire.flush_away(pool)
     }
 
     fn counters(&self) -> PortCounters {
