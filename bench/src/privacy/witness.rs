@@ -122,8 +122,7 @@ fn record(task: Task<'_>, cover: &'static str, plan: Plan) -> Result<Watched> {
     let _servers = Servers::start(lab.netns(Host::Service), service)?;
     let usual = Layout::default();
     let client = Class { schedule: task.schedule, ..usual.client };
-    // Who has the payload is on another host than who watches: what its worker does must not hold theirs up.
-    let layout = Layout { client, cover, cpus: task.cpus, pinned: &WATCHED, ..usual };
+    let layout = Layout { client, cover, cpus: task.cpus, ..usual };
     let mut nodes = Nodes::prepare_as(&lab, task.relay, layout)?;
     let stretches = plan.idle as usize + plan.scenarios.len() * plan.each as usize;
     let seconds = stretches * usize::try_from(STRETCH.as_millis()).unwrap_or(0) / 1000 + BESIDE;
