@@ -205,7 +205,7 @@ fn plans(options: &Options, defence: Defence) -> Vec<Plan> {
     let (each, [faulty_idle, faulty_each]) = match (options.quick, defence.schedule.is_some()) {
         (true, true) => (24, [12, 8]),
         (true, false) => (10, [8, 4]),
-        (false, true) => (120, [120, 120]),
+        (false, true) => (180, [180, 180]),
         (false, false) => (20, [20, 20]),
     };
     let (scenarios, faults) = scenarios(options);

@@ -73,7 +73,7 @@ pub(super) struct Task<'a> {
     pub(super) schedule: &'static str,
     /// Fewer stretches.
     pub(super) quick: bool,
-    /// Processors of the workers that take notes, where they have some for themselves.
+    /// Processors of all workers, where they have some for themselves.
     pub(super) cpus: &'a [usize],
     /// Decides every order and every drawing.
     pub(super) seed: u64,

@@ -110,7 +110,7 @@ async fn relay<W: Witness>(
     let circuits = Circuits::new(me.id, network.suite, limits.circuits, limits.exit, workers);
     let OpenDatapath { arena, queues, mode, steering, socket, neighbours, local } = datapath;
     let witness = || witness(clock);
-    let workers = queues.start(limits, edges, arena, clock, &config.worker, witness)?;
+    let workers = queues.start(limits, edges, arena, clock, &config.worker, witness, &mut rng)?;
     log::info!("relay {} runs with {} workers", me.name, workers.count());
     let out = Outbox::new(arena);
     let node = Node {
@@ -177,7 +177,7 @@ async fn client(config: ClientConfig, network: NetworkDocument) -> Result<()> {
     let builder = Builder::new(path, network.suite, covered);
     let OpenDatapath { arena, queues, mode, steering, socket, neighbours, local } = datapath;
     let edges = vec![NodeEdge::client(tun)];
-    let workers = queues.start(limits, edges, arena, clock, &config.worker, || Unwatched)?;
+    let workers = queues.start(limits, edges, arena, clock, &config.worker, || Unwatched, &mut rng)?;
     let out = Outbox::new(arena);
     let node = Node {
         name: "client".to_owned(),
@@ -228,6 +228,7 @@ impl Queues {
         clock: Clock,
         config: &crate::config::Worker,
         witness: impl Fn() -> W,
+        rng: &mut ChaCha20Rng,
     ) -> Result<Workers> {
         let poll = match config.poll {
             PollMode::Adaptive => Poll::Adaptive,
@@ -238,10 +239,10 @@ impl Queues {
                 if poll == Poll::Busy && config.busy_poll == BusyPoll::Auto {
                     ports.iter_mut().for_each(AfXdpPort::prefer_busy_poll);
                 }
-                Workers::start(seats(ports, edges, limits, config, witness), arena, clock, poll)
+                Workers::start(seats(ports, edges, limits, config, witness, rng), arena, clock, poll)
             }
             Self::Udp(port) => {
-                Workers::start(seats(vec![*port], edges, limits, config, witness), arena, clock, poll)
+                Workers::start(seats(vec![*port], edges, limits, config, witness, rng), arena, clock, poll)
             }
         }
         .context("the worker threads")
@@ -254,6 +255,7 @@ fn seats<P: Port, W: Witness>(
     limits: Limits,
     config: &crate::config::Worker,
     witness: impl Fn() -> W,
+    rng: &mut ChaCha20Rng,
 ) -> Vec<Seat<P, W>> {
     let count = ports.len().max(1);
     // The frames that may wait are the node's.
@@ -267,6 +269,7 @@ fn seats<P: Port, W: Witness>(
             port,
             edge,
             cpu: config.cpus.get(number).copied(),
+            rng: ChaCha20Rng::from_rng(rng),
         })
         .collect()
 }

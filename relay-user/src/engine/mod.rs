@@ -210,6 +210,11 @@ impl<W: Witness> Engine<W> {
         &self.counters
     }
 
+    /// Whether there is any link.
+    pub fn has_links(&self) -> bool {
+        self.links.iter().any(Option::is_some)
+    }
+
     /// Circuits known now.
     pub const fn circuit_count(&self) -> usize {
         self.circuit_count

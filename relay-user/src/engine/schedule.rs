@@ -23,7 +23,7 @@ pub const POISSON_LONGEST: u32 = 20;
 pub const RATE_OFFSET_PPM: u32 = 200;
 
 /// Bits behind the point of a time in nanoseconds.
-const FRACTION: u32 = 32;
+pub(crate) const FRACTION: u32 = 32;
 /// Slots of `poisson` that a skip goes through one by one: about a microsecond's work.
 const WALK: u32 = 32;
 
@@ -99,7 +99,7 @@ impl RateOffset {
     }
 
     /// The mean gap of a link whose class has `nominal`.
-    fn apply(self, nominal: u64) -> u64 {
+    pub(crate) fn apply(self, nominal: u64) -> u64 {
         let span = nominal / 1_000_000 * u64::from(2 * RATE_OFFSET_PPM);
         nominal - span / 2 + scale(self.0, span)
     }
@@ -327,7 +327,7 @@ const fn fixed(at: Nanos) -> u128 {
 }
 
 /// A number below `bound`, uniform to within 2^-64 of `bound`; 0 where that is 0.
-fn uniform(rng: &mut impl Rng, bound: u64) -> u64 {
+pub(crate) fn uniform(rng: &mut impl Rng, bound: u64) -> u64 {
     scale(rng.next_u64(), bound)
 }
 

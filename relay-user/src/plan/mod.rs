@@ -389,7 +389,7 @@ fn extras(config: &ClientConfig) -> impl Iterator<Item = &'static str> {
 fn notes() -> Vec<&'static str> {
     vec![
         "latency: what slots add, by trial, the path's own cover included; without wires, processing and other payload; a \
-         worker sends at multiples of 8 µs, of 32 µs where the kernel copies",
+         worker sends at moments 8 µs apart, 32 µs where the kernel copies",
         "bandwidth, latency, cores: in the class that is named; circuits: in the trunk's slowest, steps for loss \
          included, and the clients' fastest",
         "bandwidth: handshakes, rekeys and control travel in the same slots and add nothing",

@@ -8,7 +8,7 @@ use crate::engine::time::Nanos;
 
 /// The shortest lead of any. A shorter sleep is not worth its system call.
 pub(super) const SHORTEST: Nanos = Nanos(15_000);
-/// The longest: what a worker of 4000 slots per second may spin away, a quarter of its core.
+/// The longest, beside what is done in it: what a worker of 4000 slots per second may spin away, a quarter of its core.
 pub(super) const LONGEST: Nanos = Nanos(60_000);
 /// What a wake that came too late adds, and one in time takes off: they balance where one of a thousand is too late.
 const LONGER: u64 = 4_995;
@@ -19,22 +19,24 @@ const SHORTER: u64 = 5;
 pub struct Wakes {
     /// All of them.
     pub all: u64,
-    /// Those that came later than the lead had room for: after the slot, where a slot was what they were for.
+    /// Those that came later than the lead had room for: after the slot, where a slot was what they were for, or too late to
+    /// make its cell ready.
     pub late: u64,
 }
 
-/// The lead that all but one of a thousand wakes needed lately, at most [`LONGEST`].
+/// The lead that all but one of a thousand wakes needed lately, at most [`LONGEST`] and what is done in it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Lead {
     lead: Nanos,
-    shortest: Nanos,
+    /// What a wake must leave of it.
+    room: Nanos,
     wakes: Wakes,
 }
 
 impl Lead {
-    /// The first is the shortest, between [`SHORTEST`] and [`LONGEST`].
-    pub(super) const fn new(shortest: Nanos) -> Self {
-        Self { lead: shortest, shortest, wakes: Wakes { all: 0, late: 0 } }
+    /// The shortest, for a worker that needs `room` between a wake and its slot.
+    pub(super) const fn new(room: Nanos) -> Self {
+        Self { lead: Nanos(SHORTEST.0 + room.0), room, wakes: Wakes { all: 0, late: 0 } }
     }
 
     /// How long before its slot a worker must want to wake.
@@ -49,11 +51,11 @@ impl Lead {
 
     /// Learns from a wake that came `late` after the moment that was wanted.
     pub(super) fn learn(&mut self, late: Nanos) {
-        let too_late = late > self.lead;
+        let too_late = late + self.room > self.lead;
         self.wakes.all += 1;
         self.wakes.late += u64::from(too_late);
         let lead = if too_late { self.lead.0 + LONGER } else { self.lead.0.saturating_sub(SHORTER) };
-        self.lead = Nanos(lead.clamp(self.shortest.0, LONGEST.0));
+        self.lead = Nanos(lead.clamp(SHORTEST.0 + self.room.0, LONGEST.0 + self.room.0));
     }
 }
 
@@ -66,8 +68,12 @@ mod tests {
 
     /// After `wakes` that came up to `most` late, each as likely; and how many of as many more came too late.
     fn learnt(most: u64, wakes: u32) -> (Lead, u64) {
+        learnt_with(Nanos(0), most, wakes)
+    }
+
+    fn learnt_with(room: Nanos, most: u64, wakes: u32) -> (Lead, u64) {
         let mut rng = ChaCha8Rng::seed_from_u64(1);
-        let mut lead = Lead::new(SHORTEST);
+        let mut lead = Lead::new(room);
         let mut wake = |lead: &mut Lead| lead.learn(Nanos(rng.next_u64() % most));
         (0..wakes).for_each(|_| wake(&mut lead));
         let before = lead.wakes();
@@ -84,6 +90,13 @@ mod tests {
     }
 
     #[test]
+    fn room_is_left_by_nearly_all_wakes() {
+        let (without, with) = (learnt(40_000, 100_000), learnt_with(Nanos(30_000), 40_000, 100_000));
+        assert_eq!(with.0.get(), without.0.get() + Nanos(30_000));
+        assert_eq!(with.1, without.1);
+    }
+
+    #[test]
     fn wakes_in_time_leave_the_shortest_and_hopeless_ones_the_longest() {
         let (lead, too_late) = learnt(14_000, 10_000);
         assert_eq!((lead.get(), too_late), (SHORTEST, 0));
@@ -92,11 +105,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_lead_stays_within_its_bounds(lates in prop::collection::vec(any::<u64>(), 0..200)) {
-            let mut lead = Lead::new(SHORTEST);
+        fn the_lead_stays_within_its_bounds(room in 0..100_000u64, lates in prop::collection::vec(any::<u32>(), 0..200)) {
+            let room = Nanos(room);
+            let mut lead = Lead::new(room);
             for late in lates {
-                lead.learn(Nanos(late));
-                prop_assert!((SHORTEST..=LONGEST).contains(&lead.get()));
+                lead.learn(Nanos(late.into()));
+                prop_assert!((SHORTEST + room..=LONGEST + room).contains(&lead.get()));
             }
         }
     }

@@ -2,6 +2,7 @@
 
 mod crossing;
 mod edge;
+mod grid;
 mod lead;
 mod pool;
 mod snapshot;
@@ -16,7 +17,7 @@ pub use snapshot::{Snapshot, Totals};
 pub use turning::Ticks;
 
 use crate::engine::time::Nanos;
-use crate::engine::{Command, Engine, Event, Witness};
+use crate::engine::{Command, Event, Witness};
 use crate::port::{Peer, Port};
 use crate::xsk::FramePool;
 use crossbeam::channel::{Sender, bounded};
@@ -134,33 +135,25 @@ impl Events {
 }
 
 impl Worker {
-    /// Starts the thread, pinned to `cpu` where one is given.
+    /// Starts the thread, pinned to the seat's processor where it has one.
     ///
     /// # Errors
     /// Where the thread cannot be made or pinned.
     pub fn start<P: Port + Send + 'static, W: Witness>(
-        engine: Engine<W>,
-        port: P,
-        edge: NodeEdge,
+        seat: Seat<P, W>,
         pool: FramePool,
         clock: Clock,
         poll: Poll,
-        cpu: Option<usize>,
     ) -> std::io::Result<Self> {
-        let events = Arc::new(Events::new());
-        Self::launch(0, engine, port, edge, pool, clock, poll, cpu, None, events)
+        Self::launch(0, seat, pool, clock, poll, None, Arc::new(Events::new()))
     }
 
-    #[expect(clippy::too_many_arguments, reason = "what `start` takes, and what joins it to other workers")]
     fn launch<P: Port + Send + 'static, W: Witness>(
         number: u16,
-        engine: Engine<W>,
-        port: P,
-        edge: NodeEdge,
+        seat: Seat<P, W>,
         pool: FramePool,
         clock: Clock,
         poll: Poll,
-        cpu: Option<usize>,
         crossing: Option<Crossing>,
         events: Arc<Events>,
     ) -> std::io::Result<Self> {
@@ -168,7 +161,8 @@ impl Worker {
         let snapshot = Arc::new(Snapshot::default());
         let joint =
             Joint { events: Arc::clone(&events), snapshot: Arc::clone(&snapshot), inbox, number, crossing };
-        let mut turning = Turning::new(engine, port, edge, pool, clock, poll, joint);
+        let cpu = seat.cpu;
+        let mut turning = Turning::new(seat, pool, clock, poll, joint);
         let (pinned, pin_result) = bounded(1);
         let thread = std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
             let result = pin(cpu, poll);

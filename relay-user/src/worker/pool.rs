@@ -6,6 +6,7 @@ use super::{Clock, Events, NodeEdge, Poll, Report, ToWorker, Totals, Worker, Wor
 use crate::engine::{Command, Engine, Home, Unwatched, Witness};
 use crate::port::Port;
 use crate::xsk::{Arena, FramePool};
+use rand_chacha::ChaCha20Rng;
 use std::sync::Arc;
 
 /// What one worker starts with.
@@ -18,6 +19,8 @@ pub struct Seat<P, W = Unwatched> {
     pub edge: NodeEdge,
     /// The processor that it is pinned to.
     pub cpu: Option<usize>,
+    /// Decides at which moments its cells leave: how its grid lies on the clock.
+    pub rng: ChaCha20Rng,
 }
 
 /// Frames that a worker keeps to itself.
@@ -50,9 +53,8 @@ impl Workers {
         for (number, seat) in (0..).zip(seats) {
             let crossing = crossings.next().filter(|_| count > 1);
             let pool = FramePool::new(arena, POOL);
-            let Seat { engine, port, edge, cpu } = seat;
             let events = Arc::clone(&events);
-            all.push(Worker::launch(number, engine, port, edge, pool, clock, poll, cpu, crossing, events)?);
+            all.push(Worker::launch(number, seat, pool, clock, poll, crossing, events)?);
         }
         Ok(Self { all, events, owners })
     }

@@ -6,12 +6,12 @@ use super::watch::Watch;
 use super::*;
 use crate::crypto::{LinkKeys, Split, Suite};
 use crate::engine::schedule::{Law, Schedule};
-use crate::engine::{Limits, Session};
+use crate::engine::{Engine, Limits, Session};
 use crate::observe::live::{AuditState, Pace};
 use crate::port::{BindMode, MemoryPort, PortCounters, PortMode, Received, TransmitError};
 use crate::xsk::{Arena, Frame};
 use crossbeam::channel::Receiver;
-use rand_chacha::ChaCha8Rng;
+use rand_chacha::{ChaCha8Rng, ChaCha20Rng};
 use rand_core::{Rng, SeedableRng};
 use relay_common::wire::{CIRCUIT_HEADER_LEN, CircuitHeader, Command as CellCommand, LINK_HEADER_LEN};
 use std::net::SocketAddr;
@@ -131,7 +131,9 @@ fn turning<P: Port>(
         crossing: None,
     };
     let pool = FramePool::new(arena, 256);
-    (Turning::new(engine, port, NodeEdge::None, pool, clock, poll, joint), snapshot)
+    let rng = ChaCha20Rng::seed_from_u64(1);
+    let seat = Seat { engine, port, edge: NodeEdge::None, cpu: None, rng };
+    (Turning::new(seat, pool, clock, poll, joint), snapshot)
 }
 
 /// What a worker tells once its audit is as wanted, or after a minute.
@@ -249,6 +251,34 @@ fn cells_are_made_ready_before_their_moment_and_leave_at_it() {
         }
         commands.send(ToWorker::Stop).unwrap();
     });
+}
+
+#[test]
+fn a_first_link_draws_the_grid_and_others_keep_it() {
+    let arena = Arena::anonymous(512).unwrap();
+    let clock = Clock::start();
+    let engine = Engine::new(Limits { links: LINKS, circuits: 1, ..Limits::default() });
+    let (commands, inbox) = bounded(COMMANDS);
+    let (mut turning, _) = turning(engine, MemoryPort::new(512), arena, clock, Poll::Busy, inbox);
+    let mut grids = vec![turning.grid];
+    let mut after = |command| {
+        commands.send(ToWorker::Engine(command)).unwrap();
+        assert!(turning.obey(clock.now()));
+        grids.push(turning.grid);
+    };
+    let add = |link| {
+        let schedule = Box::new(Schedule::new(Law::Constant, RATE, clock.now(), [3; 32]));
+        Command::AddLink { link, schedule }
+    };
+    after(add(0));
+    after(add(1));
+    after(Command::RemoveLink { link: 0 });
+    after(add(0));
+    after(Command::RemoveLink { link: 0 });
+    after(Command::RemoveLink { link: 1 });
+    after(add(1));
+    let draws: Vec<bool> = grids.windows(2).map(|grids| grids[0] != grids[1]).collect();
+    assert_eq!(draws, [true, false, false, false, false, false, true]);
 }
 
 #[test]

@@ -1,15 +1,17 @@
 //! A worker's loop: in pieces, so that the cells of slots that come due leave between any two of them.
 
 use super::crossing::{Crossing, Owner};
+use super::grid::{Given, Grid};
 use super::lead::{LONGEST, Lead, SHORTEST};
 use super::watch::{Watch, Watched};
-use super::{Clock, Events, NodeEdge, Poll, Report, Snapshot, ToWorker, Totals};
+use super::{Clock, Events, NodeEdge, Poll, Report, Seat, Snapshot, ToWorker, Totals};
 use crate::engine::time::Nanos;
-use crate::engine::{Engine, Unwatched, Witness};
+use crate::engine::{Command, Engine, Unwatched, Witness};
 use crate::observe::live::Pace;
 use crate::port::{BindMode, Port, Received};
 use crate::xsk::{Frame, FramePool};
 use crossbeam::channel::{Receiver, TryRecvError};
+use rand_chacha::ChaCha20Rng;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,26 +25,26 @@ const MAX_SLEEP: Nanos = Nanos::MILLISECOND;
 /// How often totals are published and stale reassembly is given up.
 const HOUSEKEEPING: Nanos = Nanos(20 * Nanos::MILLISECOND.0);
 
-/// Cells leave at multiples of this on the worker's clock, at the first one after their slot. How late they are then
-/// follows from where their slot lies in between, whatever the worker does meanwhile. Prime numbers, so that the slots of
-/// a class whose period is a round one do not always lie at the same few places.
+/// Cells leave at moments some so far apart, at the first one after their slot. How late they are then follows from where
+/// their slot lies in between, whatever the worker does meanwhile. Prime numbers, so that the slots of a class whose period
+/// is a round one do not lie at the same few places for long, whatever is drawn.
 const GRID: Nanos = Nanos(8_009);
 /// The same where the kernel copies: there a system call costs as much as opening and sealing a cell, and is for more of them.
 const COPYING_GRID: Nanos = Nanos(32_003);
-/// Before a multiple at which cells leave, no work is begun for so long: the time of the pieces below.
+/// Before a moment at which cells leave, no work is begun for so long: the time of the pieces below.
 const GUARD: Nanos = Nanos(1_000);
 /// The same on a UDP socket, at most: one call takes in all that waits, 8 µs as a rule, and a worker that woke for a slot
 /// begins nothing until its cell has left. Longer than any lead by what a wake takes.
-const UDP_GUARD: Nanos = Nanos(LONGEST.0 + 4_000);
-/// A piece of what a port does to be ready for a multiple is begun no later than this before it: it takes some 3 µs, but one
+const UDP_GUARD: Nanos = Nanos(LONGEST.0 + READY_ROOM.0 + 4_000);
+/// A piece of what a port does to be ready for a moment is begun no later than this before it: it takes some 3 µs, but one
 /// in 300 takes longer than this. Begun up to 10 µs before, a dozen of them made 2 to 4 of 100 cells late.
 const READY_PIECE: Nanos = Nanos(25_000);
-/// The shortest lead of a worker whose port makes ready: room for a wake and the pieces.
-const READY_LEAD: Nanos = Nanos(40_000);
+/// What a wake must leave of the lead where the port makes ready: a piece, and time to hand the cells over.
+const READY_ROOM: Nanos = Nanos(READY_PIECE.0 + 5_000);
 /// Of the time since cells last left, no more than one part in so many goes to a guard: what a socket with cells at every
-/// multiple may lose.
+/// moment may lose.
 const GUARDED_SHARE: u64 = 4;
-/// A worker that comes to a multiple later than this lets cells leave late.
+/// A worker that comes to a moment later than this lets cells leave late.
 const PUNCTUAL: Nanos = Nanos(1_000);
 /// Slots staged in one turn, at most: more than datagrams, so that a worker that was held up first catches up with what
 /// leaves. Datagrams wait in the port's ring meanwhile.
@@ -56,13 +58,13 @@ const PUMP_PIECE: usize = 2;
 /// Cells handed to the port before they are sent for: less than any port queues.
 const FLUSH: usize = 128;
 
-/// Multiples of the grid at which cells left, since start.
+/// Moments of the grid at which cells left, since start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ticks {
     /// All of them.
     pub all: u64,
-    /// Those at which the first cell was sent for more than 1 µs late: by how much, the worker's work or whoever had its
-    /// processor decides.
+    /// Those at which the first cell was sent for more than 1 µs late, or whose cells should have left at one before: by
+    /// how much, the worker's work or whoever had its processor decides.
     pub late: u64,
 }
 
@@ -73,7 +75,7 @@ impl Ticks {
     }
 }
 
-/// How long before a multiple no work is begun, where cells last left so long ago.
+/// How long before a moment no work is begun, where cells last left so long ago.
 pub(super) fn guard(since_departure: Nanos, longest: Nanos) -> Nanos {
     Nanos(since_departure.0 / GUARDED_SHARE).clamp(GUARD, longest)
 }
@@ -102,11 +104,10 @@ pub(super) struct Turning<P, W = Unwatched> {
     pub(super) watch: Watch,
     received: Vec<Received>,
     housekeeping: Nanos,
-    /// The grid's multiple up to which cells have left.
-    tick: Nanos,
-    /// The last one at which any did.
-    departed: Nanos,
-    grid: Nanos,
+    pub(super) grid: Grid,
+    /// The grid's width, before it is drawn.
+    width: Nanos,
+    rng: ChaCha20Rng,
     longest_guard: Nanos,
     /// The port has something to do before a cell's moment.
     makes_ready: bool,
@@ -119,17 +120,10 @@ pub(super) struct Turning<P, W = Unwatched> {
 
 impl<P: Port, W: Witness> Turning<P, W> {
     /// A thread's state before its first turn.
-    pub(super) fn new(
-        engine: Engine<W>,
-        port: P,
-        edge: NodeEdge,
-        pool: FramePool,
-        clock: Clock,
-        poll: Poll,
-        joint: Joint,
-    ) -> Self {
+    pub(super) fn new(seat: Seat<P, W>, pool: FramePool, clock: Clock, poll: Poll, joint: Joint) -> Self {
+        let Seat { engine, port, edge, cpu: _, mut rng } = seat;
         let watch = Watch::new(engine.limits().links, clock, Pace::default());
-        let (grid, longest_guard, makes_ready) = match port.mode().bind {
+        let (width, longest_guard, makes_ready) = match port.mode().bind {
             BindMode::Udp => (COPYING_GRID, UDP_GUARD, true),
             BindMode::Copy => (COPYING_GRID, GUARD, false),
             BindMode::ZeroCopy | BindMode::Memory => (GRID, GUARD, false),
@@ -141,14 +135,14 @@ impl<P: Port, W: Witness> Turning<P, W> {
             pool,
             clock,
             poll,
-            lead: Lead::new(if makes_ready { READY_LEAD } else { SHORTEST }),
+            lead: Lead::new(if makes_ready { READY_ROOM } else { Nanos(0) }),
             joint,
             watch,
             received: Vec::with_capacity(TURN),
             housekeeping: Nanos(0),
-            tick: Nanos(0),
-            departed: Nanos(0),
-            grid,
+            grid: Grid::draw(width, clock.now(), &mut rng),
+            width,
+            rng,
             longest_guard,
             makes_ready,
             ticks: Ticks::default(),
@@ -179,46 +173,41 @@ impl<P: Port, W: Witness> Turning<P, W> {
         }
     }
 
-    /// Sends the cells that are due where the grid's next multiple has come, or waits for it where it is so close that
-    /// another piece of work might miss it. Called between any two pieces of work. Returns the time.
+    /// Sends the cells that are due where their moment has come, or waits for it where it is so close that another piece of
+    /// work might miss it. Called between any two pieces of work. Returns the time.
     fn keep_slots(&mut self) -> Nanos {
         let mut now = self.clock.now();
-        let guard = guard(now.since(self.departed), self.longest_guard);
-        let tick = Nanos((now.0 + guard.0) / self.grid.0 * self.grid.0);
-        if tick <= self.tick {
-            return now;
-        }
-        self.tick = tick;
-        if self.engine.next_slot().is_some_and(|slot| slot <= tick) {
-            self.departed = tick;
-            let ready = if self.makes_ready { self.make_ready(tick, now) } else { 0 };
-            while now < tick {
+        let soon = now + guard(now.since(self.grid.given()), self.longest_guard);
+        let given = self.engine.next_slot().and_then(|slot| self.grid.give(slot, now, soon));
+        if let Some(Given { due, at }) = given {
+            let ready = if self.makes_ready { self.make_ready(at, now) } else { 0 };
+            while now < at {
                 std::hint::spin_loop();
                 now = self.clock.now();
             }
-            self.ticks.count(now.since(tick));
-            self.send_due(tick, ready);
-        } else if self.unsent {
+            self.ticks.count(now.since(due));
+            self.send_due(at, ready);
+        } else if self.unsent && self.grid.reach(now) {
             self.unsent = self.port.flush(&mut self.pool);
         }
         now
     }
 
-    /// Hands the cells of a multiple to the port before it, and lets the port make ready while there is time. Returns how
+    /// Hands the cells of a moment to the port before it, and lets the port make ready while there is time. Returns how
     /// many they are.
-    fn make_ready(&mut self, tick: Nanos, now: Nanos) -> usize {
-        if tick.since(now) < READY_PIECE {
+    fn make_ready(&mut self, moment: Nanos, now: Nanos) -> usize {
+        if moment.since(now) < READY_PIECE {
             return 0;
         }
         self.watch.begin();
         let mut outlet = Watched { port: &mut self.port, watch: &mut self.watch, ahead: true };
-        let handed = self.engine.emit_to(tick, &mut outlet);
-        while tick.since(self.clock.now()) >= READY_PIECE && self.port.make_ready() {}
+        let handed = self.engine.emit_to(moment, &mut outlet);
+        while moment.since(self.clock.now()) >= READY_PIECE && self.port.make_ready() {}
         handed
     }
 
-    /// Sends the cells of a multiple, `ready` of which the port has.
-    fn send_due(&mut self, tick: Nanos, ready: usize) {
+    /// Sends the cells of a moment, `ready` of which the port has.
+    fn send_due(&mut self, moment: Nanos, ready: usize) {
         if ready > 0 {
             self.watch.let_go();
             self.unsent = self.port.flush(&mut self.pool);
@@ -228,7 +217,7 @@ impl<P: Port, W: Witness> Turning<P, W> {
         let mut queued = 0;
         loop {
             let mut outlet = Watched { port: &mut self.port, watch: &mut self.watch, ahead: false };
-            let sent = self.engine.emit_to(tick, &mut outlet);
+            let sent = self.engine.emit_to(moment, &mut outlet);
             queued += sent;
             if queued >= FLUSH || (sent == 0 && queued > 0) {
                 self.unsent = self.port.flush(&mut self.pool);
@@ -253,10 +242,18 @@ impl<P: Port, W: Witness> Turning<P, W> {
         now
     }
 
-    fn obey(&mut self, now: Nanos) -> bool {
+    /// Carries out what waits of the control plane's commands. Returns whether it is to go on.
+    pub(super) fn obey(&mut self, now: Nanos) -> bool {
         for _ in 0..TURN {
             match self.joint.inbox.try_recv() {
-                Ok(ToWorker::Engine(command)) => self.engine.apply(command, &mut self.edge, now),
+                Ok(ToWorker::Engine(command)) => {
+                    // A client's next session must not be known by the moments of its last one. Where other links are
+                    // left they keep theirs: the mean of many draws would be the clock.
+                    if matches!(command, Command::AddLink { .. }) && !self.engine.has_links() {
+                        self.grid = Grid::draw(self.width, now, &mut self.rng);
+                    }
+                    self.engine.apply(command, &mut self.edge, now);
+                }
                 Ok(ToWorker::SetPeer { link, peer }) => self.port.set_peer(link, peer),
                 Ok(ToWorker::Stop) | Err(TryRecvError::Disconnected) => return false,
                 Err(TryRecvError::Empty) => break,
@@ -371,7 +368,7 @@ impl<P: Port, W: Witness> Turning<P, W> {
         let slot = self
             .engine
             .next_slot()
-            .map(|at| Nanos(at.0.next_multiple_of(self.grid.0).saturating_sub(self.lead.get().0)));
+            .map(|at| Nanos(self.grid.first_from(at).0.saturating_sub(self.lead.get().0)));
         let staging = self.engine.next_deadline().map(|at| at + STAGING_SLACK);
         let wake = slot.into_iter().chain(staging).min().unwrap_or(now + MAX_SLEEP).min(now + MAX_SLEEP);
         let span = wake.since(now);

@@ -5,10 +5,12 @@ use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use rand_chacha::ChaCha20Rng;
+use rand_core::SeedableRng as _;
 use relay_user::engine::{Command, DropReason, Engine, Event, Limits};
 use relay_user::port::{AfXdpPort, UdpPort};
 use relay_user::steering::Steering;
-use relay_user::worker::{Clock, NodeEdge, Poll, Report, ToWorker, Totals, Worker};
+use relay_user::worker::{Clock, NodeEdge, Poll, Report, Seat, ToWorker, Totals, Worker};
 use relay_user::xsk::FramePool;
 
 use super::metered::{Meter, Sample};
@@ -62,12 +64,15 @@ impl Subject {
             let (engine, meter) = (Engine::new(limits), Meter::default());
             let pool = FramePool::new(arena, STOCK);
             let (edge, poll, cpu) = (NodeEdge::None, Poll::Busy, Some(cpu));
+            let rng = ChaCha20Rng::seed_from_u64(1);
             let worker = match port {
                 AnyPort::Xdp(port) => {
-                    Worker::start(engine, meter.around(*port), edge, pool, clock, poll, cpu)
+                    let port = meter.around(*port);
+                    Worker::start(Seat { engine, port, edge, cpu, rng }, pool, clock, poll)
                 }
                 AnyPort::Udp(port) => {
-                    Worker::start(engine, meter.around(*port), edge, pool, clock, poll, cpu)
+                    let port = meter.around(*port);
+                    Worker::start(Seat { engine, port, edge, cpu, rng }, pool, clock, poll)
                 }
             };
             started.push((worker.context("a worker does not start")?, meter));

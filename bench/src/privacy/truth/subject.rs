@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use crossbeam::channel::{Receiver, bounded};
+use rand_chacha::ChaCha20Rng;
+use rand_core::SeedableRng as _;
 use relay_user::engine::time::Nanos;
 use relay_user::engine::{Command, DropReason, Engine, Event, Limits, NoEdge, blank_cell};
 use relay_user::port::{AfXdpPort, Port as _};
 use relay_user::steering::Steering;
-use relay_user::worker::{Clock, NodeEdge, Totals, Worker};
+use relay_user::worker::{Clock, NodeEdge, Seat, Totals, Worker};
 use relay_user::xsk::FramePool;
 
 use super::neighbours::first_cell;
@@ -74,8 +76,9 @@ impl Subject {
         let room = each_second * (until.since(start) + WARM_UP).0 / Nanos::SECOND.0;
         let (handover, notes) = bounded(1);
         let port = Noting::new(port, clock, leak, usize::try_from(room)?, handover);
-        let worker = Worker::start(engine, port, NodeEdge::None, pool, clock, plan.poll, Some(cpu))
-            .context("the worker does not start")?;
+        let rng = ChaCha20Rng::seed_from_u64(1);
+        let seat = Seat { engine, port, edge: NodeEdge::None, cpu: Some(cpu), rng };
+        let worker = Worker::start(seat, pool, clock, plan.poll).context("the worker does not start")?;
         ensure!(clock.now() < start, "the machine is too busy to set {} circuits up", plan.links);
         Ok(Self { worker, _steering: steering, clock, window: (start, until), notes })
     }
