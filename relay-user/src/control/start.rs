@@ -110,7 +110,7 @@ async fn relay<W: Witness>(
     let circuits = Circuits::new(me.id, network.suite, limits.circuits, limits.exit, workers);
     let OpenDatapath { arena, queues, mode, steering, socket, neighbours, local } = datapath;
     let witness = || witness(clock);
-    let workers = queues.start(limits, edges, arena, clock, &config.worker, witness, &mut rng)?;
+    let workers = queues.start(limits, edges, arena, clock, &config.worker, witness)?;
     log::info!("relay {} runs with {} workers", me.name, workers.count());
     let out = Outbox::new(arena);
     let node = Node {
@@ -177,7 +177,7 @@ async fn client(config: ClientConfig, network: NetworkDocument) -> Result<()> {
     let builder = Builder::new(path, network.suite, covered);
     let OpenDatapath { arena, queues, mode, steering, socket, neighbours, local } = datapath;
     let edges = vec![NodeEdge::client(tun)];
-    let workers = queues.start(limits, edges, arena, clock, &config.worker, || Unwatched, &mut rng)?;
+    let workers = queues.start(limits, edges, arena, clock, &config.worker, || Unwatched)?;
     let out = Outbox::new(arena);
     let node = Node {
         name: "client".to_owned(),
@@ -228,8 +228,8 @@ impl Queues {
         clock: Clock,
         config: &crate::config::Worker,
         witness: impl Fn() -> W,
-        rng: &mut ChaCha20Rng,
     ) -> Result<Workers> {
+        let mut rng = system_rng()?;
         let poll = match config.poll {
             PollMode::Adaptive => Poll::Adaptive,
             PollMode::Busy => Poll::Busy,
@@ -239,11 +239,14 @@ impl Queues {
                 if poll == Poll::Busy && config.busy_poll == BusyPoll::Auto {
                     ports.iter_mut().for_each(AfXdpPort::prefer_busy_poll);
                 }
-                Workers::start(seats(ports, edges, limits, config, witness, rng), arena, clock, poll)
+                Workers::start(seats(ports, edges, limits, config, witness, &mut rng), arena, clock, poll)
             }
-            Self::Udp(port) => {
-                Workers::start(seats(vec![*port], edges, limits, config, witness, rng), arena, clock, poll)
-            }
+            Self::Udp(port) => Workers::start(
+                seats(vec![*port], edges, limits, config, witness, &mut rng),
+                arena,
+                clock,
+                poll,
+            ),
         }
         .context("the worker threads")
     }
