@@ -115,13 +115,12 @@ mod tests {
         let ppm: Vec<f64> = draws.iter().map(|grid| (grid.period as f64 / nominal - 1.0) * 1e6).collect();
         let phases: Vec<f64> =
             draws.iter().map(|grid| now.since(grid.last()).0 as f64 / WIDTH.0 as f64).collect();
-        for (values, low, high) in [(ppm, -200.0, 200.0), (phases, 0.0, 1.0)] {
-            let mut parts = [0; 4];
-            for value in values {
-                assert!((low - 0.01..=high + 0.01).contains(&value), "{value}");
-                parts[(((value - low) / (high - low) * 4.0) as usize).min(3)] += 1;
-            }
-            // 250 each; six standard deviations are 82.
+        for (values, low, width) in [(ppm, -200.0, 400.0), (phases, 0.0, 1.0)] {
+            let places: Vec<f64> = values.into_iter().map(|value| (value - low) / width).collect();
+            assert!(places.iter().all(|place| (-0.0001..=1.0001).contains(place)), "{places:?}");
+            let below = |part| places.iter().filter(|place| **place < part).count();
+            // 250 in each quarter; six standard deviations are 82.
+            let parts = [below(0.25), below(0.5) - below(0.25), below(0.75) - below(0.5)];
             assert!(parts.iter().all(|part| (168..=332).contains(part)), "{parts:?}");
         }
     }
