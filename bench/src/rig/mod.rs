@@ -26,12 +26,16 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use rand_chacha::ChaCha20Rng;
+use rand_core::SeedableRng as _;
 use relay_common::abi::SessionEntry;
 use relay_tests::privilege::is_root;
 use relay_tests::veth::{InterfacePackets, VethEnd, interface_packets, veth};
 use relay_tests::{Netns, NetnsGuard};
+use relay_user::engine::Engine;
 use relay_user::port::Peer;
 use relay_user::steering::{AttachMode, Steering};
+use relay_user::worker::{NodeEdge, Seat};
 use relay_user::xsk::{Arena, BindRequest, SocketConfig};
 
 /// The UDP port of the relay under test and of the loader.
@@ -45,6 +49,12 @@ const LOCK: &str = "/run/evenwire-bench.lock";
 const LOCK_PATIENCE: Duration = Duration::from_secs(3);
 /// Frames on each side of the wire: rings, what a trial prepares, and what it keeps to look at afterwards.
 const FRAMES: u32 = 1 << 17;
+
+/// A worker under test: without an edge, on a core of its own. Its grid is drawn alike in every run.
+pub fn seat<P>(engine: Engine, port: P, cpu: usize) -> Seat<P> {
+    let rng = ChaCha20Rng::seed_from_u64(1);
+    Seat { engine, port, edge: NodeEdge::None, cpu: Some(cpu), rng }
+}
 
 /// The ends of the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

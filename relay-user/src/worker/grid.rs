@@ -52,8 +52,8 @@ impl Grid {
         if due > soon {
             return None;
         }
-        let next = self.first_from(now);
-        let at = if due < now && next <= soon { next } else { due };
+        let next = (due < now).then(|| self.first_from(now)).filter(|next| *next <= soon);
+        let at = next.unwrap_or(due);
         self.given = at;
         Some(Given { due, at })
     }

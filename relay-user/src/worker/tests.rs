@@ -285,7 +285,7 @@ fn a_first_link_draws_the_grid_and_others_keep_it() {
 fn a_guard_leaves_most_of_the_time_to_work() {
     let longest = Nanos(16_000);
     assert_eq!(guard(Nanos(500_000), longest), longest);
-    assert_eq!(guard(Nanos(32_003), longest), Nanos(8_000), "cells at every multiple");
+    assert_eq!(guard(Nanos(32_003), longest), Nanos(8_000), "cells at every moment");
     assert_eq!(guard(Nanos(0), longest), Nanos(1_000));
     assert_eq!(guard(Nanos(500_000), Nanos(1_000)), Nanos(1_000), "a port whose pieces are short");
 }

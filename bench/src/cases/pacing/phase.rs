@@ -4,14 +4,13 @@ use super::compare::match_slots;
 use super::feeder::{Fed, Feeder};
 use super::port::{Notes, PacedPort};
 use super::relay::{Cells, IDLE_LINKS, POOL, RATE, Relay};
+use crate::rig::seat;
 use anyhow::Context as _;
 use crossbeam::channel::bounded;
 use crossbeam::queue::ArrayQueue;
-use rand_chacha::ChaCha20Rng;
-use rand_core::SeedableRng as _;
 use relay_user::engine::time::Nanos;
 use relay_user::engine::{Counters, DropReason};
-use relay_user::worker::{Clock, NodeEdge, Poll, Seat, Worker};
+use relay_user::worker::{Clock, Poll, Worker};
 use relay_user::xsk::{Arena, FramePool};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -91,8 +90,7 @@ impl Phase {
         let feeder =
             Feeder::start(place.arena, place.feeder, clients, task.cells, arrivals, clock, (start, until))?;
         let pool = FramePool::new(place.arena, POOL);
-        let rng = ChaCha20Rng::seed_from_u64(1);
-        let seat = Seat { engine, port, edge: NodeEdge::None, cpu: Some(place.worker), rng };
+        let seat = seat(engine, port, place.worker);
         let mut worker = Worker::start(seat, pool, clock, task.poll).context("the worker does not start")?;
         let before = last_totals(&worker, clock, until);
         let after = next_totals(&worker)?;

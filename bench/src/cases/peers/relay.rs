@@ -12,8 +12,6 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use rand_chacha::ChaCha20Rng;
-use rand_core::SeedableRng as _;
 use relay_common::abi::SessionEntry;
 use relay_common::wire::{
     BODY_OFFSET, CELL_LEN, CIRCUIT_HEADER_LEN, CircuitHeader, Command as CellCommand, HopCommand,
@@ -25,7 +23,7 @@ use relay_user::engine::time::Nanos;
 use relay_user::engine::{Command, DropReason, Engine, Event, Limits, NoEdge, Session, Side, blank_cell};
 use relay_user::port::{AfXdpPort, Peer, PortCounters};
 use relay_user::steering::{AttachMode, Steering};
-use relay_user::worker::{Clock, NodeEdge, Poll, Seat, ToWorker, Totals, Worker};
+use relay_user::worker::{Clock, Poll, ToWorker, Totals, Worker};
 use relay_user::xsk::{Arena, BindRequest, FramePool, SocketConfig};
 
 use super::cpu::{HUB_CORE, Threads, watch};
@@ -33,6 +31,7 @@ use super::neighbours::Neighbours;
 use super::traffic::PAYLOAD;
 use super::wires::{CELL_MACS, CELL_WIRE, Wires};
 use super::{Hub, Outcome};
+use crate::rig::seat;
 
 /// As its figures call it.
 pub(super) const NAME: &str = "evenwire";
@@ -86,9 +85,7 @@ impl Hub for Evenwire<'_> {
         let clock = Clock::start();
         let engine = engine(rate / LANES * SLOTS_PER_HUNDRED / 100, clock.now(), &mut pool)?;
         let (threads, mut worker) = Threads::started_by(|| {
-            let rng = ChaCha20Rng::seed_from_u64(1);
-            let seat = Seat { engine, port: hub.port, edge: NodeEdge::None, cpu: Some(HUB_CORE), rng };
-            Ok(Worker::start(seat, pool, clock, Poll::Adaptive)?)
+            Ok(Worker::start(seat(engine, hub.port, HUB_CORE), pool, clock, Poll::Adaptive)?)
         })?;
         for link in BACK..=LANES {
             worker.tell(ToWorker::SetPeer { link, peer: Some(peer(hub_address(), far(link), true)) })?;

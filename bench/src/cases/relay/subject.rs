@@ -5,17 +5,15 @@ use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use rand_chacha::ChaCha20Rng;
-use rand_core::SeedableRng as _;
 use relay_user::engine::{Command, DropReason, Engine, Event, Limits};
 use relay_user::port::{AfXdpPort, UdpPort};
 use relay_user::steering::Steering;
-use relay_user::worker::{Clock, NodeEdge, Poll, Report, Seat, ToWorker, Totals, Worker};
+use relay_user::worker::{Clock, Poll, Report, ToWorker, Totals, Worker};
 use relay_user::xsk::FramePool;
 
 use super::metered::{Meter, Sample};
 use crate::cells::Pair;
-use crate::rig::{Cores, End, Rig, UDP_PORT};
+use crate::rig::{Cores, End, Rig, UDP_PORT, seat};
 
 /// Pairs of links of a worker: enough that the engine's highest rate per link is never what bounds it.
 pub(super) const PAIRS: u32 = 4;
@@ -63,16 +61,12 @@ impl Subject {
                 Limits { links: 2 * PAIRS * workers, circuits: PAIRS * workers, ..Limits::default() };
             let (engine, meter) = (Engine::new(limits), Meter::default());
             let pool = FramePool::new(arena, STOCK);
-            let (edge, poll, cpu) = (NodeEdge::None, Poll::Busy, Some(cpu));
-            let rng = ChaCha20Rng::seed_from_u64(1);
             let worker = match port {
                 AnyPort::Xdp(port) => {
-                    let port = meter.around(*port);
-                    Worker::start(Seat { engine, port, edge, cpu, rng }, pool, clock, poll)
+                    Worker::start(seat(engine, meter.around(*port), cpu), pool, clock, Poll::Busy)
                 }
                 AnyPort::Udp(port) => {
-                    let port = meter.around(*port);
-                    Worker::start(Seat { engine, port, edge, cpu, rng }, pool, clock, poll)
+                    Worker::start(seat(engine, meter.around(*port), cpu), pool, clock, Poll::Busy)
                 }
             };
             started.push((worker.context("a worker does not start")?, meter));

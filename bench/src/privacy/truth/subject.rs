@@ -5,20 +5,18 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use crossbeam::channel::{Receiver, bounded};
-use rand_chacha::ChaCha20Rng;
-use rand_core::SeedableRng as _;
 use relay_user::engine::time::Nanos;
 use relay_user::engine::{Command, DropReason, Engine, Event, Limits, NoEdge, blank_cell};
 use relay_user::port::{AfXdpPort, Port as _};
 use relay_user::steering::Steering;
-use relay_user::worker::{Clock, NodeEdge, Seat, Totals, Worker};
+use relay_user::worker::{Clock, Totals, Worker};
 use relay_user::xsk::FramePool;
 
 use super::neighbours::first_cell;
 use super::port::{Leak, Note, Noting};
 use super::{HEAD_START, Plan, WARM_UP};
 use crate::cells::{Downstream, Pair};
-use crate::rig::{End, Rig, UDP_PORT};
+use crate::rig::{End, Rig, UDP_PORT, seat};
 
 /// Frames that the worker's pool keeps at hand.
 const STOCK: usize = 1024;
@@ -76,9 +74,8 @@ impl Subject {
         let room = each_second * (until.since(start) + WARM_UP).0 / Nanos::SECOND.0;
         let (handover, notes) = bounded(1);
         let port = Noting::new(port, clock, leak, usize::try_from(room)?, handover);
-        let rng = ChaCha20Rng::seed_from_u64(1);
-        let seat = Seat { engine, port, edge: NodeEdge::None, cpu: Some(cpu), rng };
-        let worker = Worker::start(seat, pool, clock, plan.poll).context("the worker does not start")?;
+        let worker = Worker::start(seat(engine, port, cpu), pool, clock, plan.poll)
+            .context("the worker does not start")?;
         ensure!(clock.now() < start, "the machine is too busy to set {} circuits up", plan.links);
         Ok(Self { worker, _steering: steering, clock, window: (start, until), notes })
     }
