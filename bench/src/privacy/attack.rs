@@ -215,9 +215,11 @@ pub(super) fn two(run: &Duo, defence: Defence, rng: &mut ChaCha8Rng) -> Vec<Row>
     let unseen =
         sought.is_none().then(|| Row::nothing(Attack::Intersection, "two who chat", defence.name, UNSEEN));
     findings.extend(sought);
+    let control = defence.schedule.is_none();
+    // A tunnel without shaping has no moments.
+    findings.extend(run.clocks().filter(|_| !control));
     let rows = findings.iter().map(|finding| {
         let row = Row::new(finding, "two who chat", defence.name);
-        let control = defence.schedule.is_none();
         let row = if control { row.as_control(Target::AtLeast { bound: SEEN }) } else { row };
         match &run.invalid {
             Some(why) => row.invalid(why),

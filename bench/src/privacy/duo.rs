@@ -8,12 +8,14 @@ use anyhow::{Result, bail};
 use rand_chacha::ChaCha8Rng;
 use relay_tests::interrupt::Interrupt;
 use relay_tests::{Host, Lab, Recorder};
+use relay_user::observe::attacks::clock::clock;
 use relay_user::observe::attacks::intersection::{Campaign, Sought, intersection, rounds};
 use relay_user::observe::attacks::matching::{Pair, matching};
 use relay_user::observe::attacks::pairing::{Devices, pairing};
 use relay_user::observe::finding::Finding;
 use relay_user::observe::stats::shuffle;
 use relay_user::observe::trace::Window;
+use relay_user::worker::COPYING_GRID;
 
 use super::network::Network;
 use super::record::{SILENT_IN, Wires, nanos, now, wires};
@@ -25,7 +27,7 @@ use super::servers::Servers;
 pub(super) const CLIENTS: [Host; 2] = [Host::Client, Host::Second];
 
 /// Length of a stretch.
-const BLOCK: Duration = Duration::from_millis(900);
+pub(super) const BLOCK: Duration = Duration::from_millis(900);
 /// Its beginning that is looked at by nobody: messages of the stretch before are on their way.
 const GUARD: Duration = Duration::from_millis(100);
 /// Length of a window: several bursts of messages.
@@ -134,6 +136,12 @@ impl Duo {
             }
         }
         pairing(&seen, rng)
+    }
+
+    /// Attack 7 by the clock: both clients have this machine's, as one device has in two sessions.
+    pub(super) fn clocks(&self) -> Option<Finding> {
+        let [one, other] = CLIENTS.map(|client| self.sent(client, 0, u64::MAX));
+        Some(clock([one?, other?], COPYING_GRID.0))
     }
 
     /// Attack 4: which of both gets what one of both sends?

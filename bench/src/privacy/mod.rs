@@ -307,8 +307,10 @@ impl<'a> Bench<'a> {
         self.heed_interrupt()?;
         drop(runs);
         if self.options.wants_whole("two") {
-            self.progress(&format!("{}: two who chat", defence.name));
-            let duo = self.record_two(defence)?;
+            let blocks = self.blocks_of_two(defence);
+            let seconds = (duo::BLOCK * blocks).as_secs();
+            self.progress(&format!("{}: two who chat, for {seconds} s", defence.name));
+            let duo = self.record_two(defence, blocks)?;
             let mut rng = self.rng(&["attacks", defence.name, "two"]);
             self.rows.extend(attack::two(&duo, defence, &mut rng).into_iter().map(told));
         }
@@ -338,19 +340,23 @@ impl<'a> Bench<'a> {
         Ok(marked.rows(&mut self.rng(&["attacks", defence.name, "marks"])))
     }
 
-    fn record_two(&mut self, defence: Defence) -> Result<Duo> {
+    /// Stretches in which two clients chat.
+    fn blocks_of_two(&self, defence: Defence) -> u32 {
+        match (self.options.quick, defence.schedule.is_some()) {
+            (true, true) => 60,
+            (true, false) => 24,
+            (false, true) => 360,
+            (false, false) => 40,
+        }
+    }
+
+    fn record_two(&mut self, defence: Defence, blocks: u32) -> Result<Duo> {
         let mut lab = Lab::build(PREFIX, Path::new(DIR))?;
         lab.add_second_client()?;
         let service = Host::Service.address().context("the service has an address")?;
         let (cpus, _left) = self.workers_apart()?;
         let servers = Servers::start(lab.netns(Host::Service), service)?;
         let mut network = Network::start(&lab, &self.options.relay, defence, &duo::CLIENTS, (&cpus, None))?;
-        let blocks = match (self.options.quick, defence.schedule.is_some()) {
-            (true, true) => 60,
-            (true, false) => 24,
-            (false, true) => 360,
-            (false, false) => 40,
-        };
         duo::record(&lab, &mut network, &servers, blocks, self.seed(&["two", defence.name]), &self.interrupt)
     }
 
@@ -414,7 +420,8 @@ impl<'a> Bench<'a> {
         let round_trips = network.round_trips(ROUND_TRIPS, pause)?;
         for plan in plans {
             let fault = plan.fault.map_or("sound link", Fault::name);
-            self.progress(&format!("{}, {fault}: recording", defence.name));
+            let seconds = plan.lasts().as_secs();
+            self.progress(&format!("{}, {fault}: recording, for {seconds} s", defence.name));
             let seed = self.seed(&["record", defence.name, fault]);
             match record::record(&lab, &mut network, (defence, plan), seed, &self.interrupt) {
                 Ok((run, ..)) => runs.push(run),
@@ -517,6 +524,7 @@ impl<'a> Bench<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use relay_tests::nodes::{CLIENT_RATE, TRUNK_RATE};
 
     fn options(quick: bool, scenarios: &[&str]) -> Options {
         let scenarios = scenarios.iter().map(|&name| name.to_owned()).collect();
@@ -546,18 +554,23 @@ mod tests {
         assert!(["overload-down", "throttled-up", "delay", "mark"].iter().all(|name| names.contains(name)));
     }
 
+    #[test]
+    fn recorders_have_room_for_the_longest_run() {
+        let cells = u64::from(2 * CLIENT_RATE + 4 * TRUNK_RATE);
+        let packets = |plan: Plan| cells * plan.lasts().as_secs();
+        let full = options(false, &[]);
+        let most = defences(&full).flat_map(|defence| plans(&full, defence)).map(packets).max();
+        let kept = relay_tests::recorder::PACKETS_KEPT as u64;
+        assert!(most.is_some_and(|most| most < kept / 10 * 9), "{most:?} of {kept}");
+    }
+
     /// The rest of 15 minutes goes to two clients (130 s), to attack 10 (80 s), and to laying out and computing (46 s).
     #[test]
     fn a_quick_run_has_no_more_stretches_than_fit_into_its_time() {
         let quick = options(true, &[]);
-        let seconds = |plan: &Plan| {
-            let of = |scenario: Scenario, count: u32| scenario.block().as_secs_f64() * f64::from(count);
-            let busy: f64 = plan.scenarios.iter().map(|&scenario| of(scenario, plan.each)).sum();
-            busy + of(Scenario::Idle, plan.idle)
-        };
         let defence = |defence: Defence| {
             let marks = mark::Plan::of(true, defence.schedule.is_some()).lasts().as_secs_f64();
-            plans(&quick, defence).iter().map(seconds).sum::<f64>() + marks
+            plans(&quick, defence).iter().map(|plan| plan.lasts().as_secs_f64()).sum::<f64>() + marks
         };
         let all: f64 = defences(&quick).map(defence).sum();
         assert!(all < 644.0, "{all:.0} s are recorded");

@@ -52,6 +52,13 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// How long all stretches take.
+    pub fn lasts(&self) -> Duration {
+        let of = |scenario: Scenario| self.stretch.unwrap_or_else(|| scenario.block());
+        let busy: Duration = self.scenarios.iter().map(|&scenario| of(scenario) * self.each).sum();
+        busy + of(Scenario::Idle) * self.idle
+    }
+
     /// How a scenario of this plan is called in tables.
     pub fn name(&self, scenario: Scenario) -> String {
         let name = scenario.name();

@@ -94,8 +94,10 @@ struct Watched {
 pub(super) fn measure(task: Task<'_>, mut progress: impl FnMut(&str)) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for (cover, control) in [("circuit", false), ("link", true)] {
-        progress(&format!("{}, {cover} cover: entry and middle take notes", task.schedule));
-        let watched = record(task, cover, plan(task.quick, control))?;
+        let plan = plan(task.quick, control);
+        let seconds = plan.lasts().as_secs();
+        progress(&format!("{}, {cover} cover: entry and middle take notes, for {seconds} s", task.schedule));
+        let watched = record(task, cover, plan)?;
         progress(&format!("{}, {cover} cover: what the notes tell", task.schedule));
         let mut rng = seed::rng(task.seed, &["attacks", cover]);
         rows.extend(judge(&watched, control, !task.quick, &mut rng));
@@ -124,9 +126,8 @@ fn record(task: Task<'_>, cover: &'static str, plan: Plan) -> Result<Watched> {
     let client = Class { schedule: task.schedule, ..usual.client };
     let layout = Layout { client, cover, cpus: task.cpus, ..usual };
     let mut nodes = Nodes::prepare_as(&lab, task.relay, layout)?;
-    let stretches = plan.idle as usize + plan.scenarios.len() * plan.each as usize;
-    let seconds = stretches * usize::try_from(STRETCH.as_millis()).unwrap_or(0) / 1000 + BESIDE;
-    let room = seconds * NOTES_A_SECOND;
+    let seconds = usize::try_from(plan.lasts().as_secs()).unwrap_or(usize::MAX).saturating_add(BESIDE);
+    let room = seconds.saturating_mul(NOTES_A_SECOND);
     for host in RELAYS.into_iter().chain([Host::Client]) {
         if WATCHED.contains(&host) {
             let mut command = Command::new(std::env::current_exe().context("this program's file")?);

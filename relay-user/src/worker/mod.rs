@@ -14,7 +14,7 @@ pub use edge::{NodeEdge, OWN_CIRCUITS};
 pub use lead::Wakes;
 pub use pool::{Seat, Workers};
 pub use snapshot::{Snapshot, Totals};
-pub use turning::Ticks;
+pub use turning::{COPYING_GRID, Ticks};
 
 use crate::engine::time::Nanos;
 use crate::engine::{Command, Event, Witness};

@@ -29,8 +29,9 @@ const HOUSEKEEPING: Nanos = Nanos(20 * Nanos::MILLISECOND.0);
 /// their slot lies in between, whatever the worker does meanwhile. Prime numbers, so that the slots of a class whose period
 /// is a round one do not lie at the same few places for long, whatever is drawn.
 const GRID: Nanos = Nanos(8_009);
-/// The same where the kernel copies: there a system call costs as much as opening and sealing a cell, and is for more of them.
-const COPYING_GRID: Nanos = Nanos(32_003);
+/// The same where the kernel copies, on UDP sockets too: there a system call costs as much as opening and sealing a cell, and
+/// is for more of them. In nanoseconds, and nominal: a worker draws its own, up to 200 ppm off.
+pub const COPYING_GRID: Nanos = Nanos(32_003);
 /// Before a moment at which cells leave, no work is begun for so long: the time of the pieces below.
 const GUARD: Nanos = Nanos(1_000);
 /// The same on a UDP socket, at most: one call takes in all that waits, 8 µs as a rule, and a worker that woke for a slot

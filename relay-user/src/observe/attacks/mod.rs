@@ -5,6 +5,7 @@
 //! how often, or at their p-values, which are reported beside them.
 
 pub mod activity;
+pub mod clock;
 pub mod connections;
 pub mod correlation;
 pub mod cover;
