@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use clap::Parser;
 use clap::builder::PossibleValuesParser;
 use relay_bench::privacy::network::Cores;
@@ -84,5 +84,6 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         let page = privacy::page::render(&report, &pictures);
         std::fs::write(path, page).with_context(|| format!("cannot write {}", path.display()))?;
     }
+    ensure!(!report.interrupted, "interrupted: what had been measured before is all that is reported");
     Ok(())
 }

@@ -32,6 +32,10 @@ pub(super) const BLOCK: Duration = Duration::from_millis(900);
 const GUARD: Duration = Duration::from_millis(100);
 /// Length of a window: several bursts of messages.
 const WINDOW: Duration = Duration::from_millis(80);
+/// Windows in which a flow is looked for among others, and how far apart they begin. In a shorter one too few messages
+/// pass to tell two flows apart where nothing hides them; they overlap, so that there are as many.
+const FLOW_WINDOW: Duration = Duration::from_millis(160);
+const FLOW_STEP: Duration = Duration::from_millis(80);
 /// Rounds in which users are active or not, in nanoseconds: a burst's length.
 const ROUND: u64 = 20_000_000;
 
@@ -39,10 +43,30 @@ const ROUND: u64 = 20_000_000;
 #[derive(Debug)]
 pub(super) struct Duo {
     wires: Wires,
-    /// Windows, as `(from, to, stretch, whether they talk with each other)`.
-    windows: Vec<(u64, u64, u32, bool)>,
+    /// What is looked at, stretch by stretch.
+    talks: Vec<Talk>,
     /// Why none of it may be judged, if so.
     pub(super) invalid: Option<String>,
+}
+
+/// A part of a stretch, in nanoseconds of the run.
+#[derive(Clone, Copy, Debug)]
+struct Talk {
+    from: u64,
+    to: u64,
+    /// Number of the stretch.
+    block: u32,
+    /// Whether they talk with each other.
+    together: bool,
+}
+
+impl Talk {
+    /// Windows of this width, of which one begins every `step`.
+    fn windows(self, width: Duration, step: Duration) -> impl Iterator<Item = Self> {
+        let begin = (0..).map(move |number| self.from + number * nanos(step));
+        let windows = begin.map(move |from| Self { from, to: from + nanos(width), ..self });
+        windows.take_while(move |window| window.to <= self.to)
+    }
 }
 
 /// Lets both chat for `blocks` stretches.
@@ -73,19 +97,14 @@ pub(super) fn record(
     shuffle(&mut order, &mut seed::rng(seed, &["order"]));
     let began = now();
     let mut due = Instant::now();
-    let (mut windows, mut stretches) = (Vec::new(), Vec::new());
-    for (number, together) in (0..).zip(order) {
+    let mut talks = Vec::new();
+    for (block, together) in (0..).zip(order) {
         servers.let_talk(together);
-        let start = now().saturating_sub(began);
-        let mut from = now().saturating_sub(began) + nanos(GUARD);
+        let from = now().saturating_sub(began) + nanos(GUARD);
         due += BLOCK;
         std::thread::sleep(due.saturating_duration_since(Instant::now()));
-        let end = now().saturating_sub(began);
-        while from + nanos(WINDOW) <= end {
-            windows.push((from, from + nanos(WINDOW), number, together));
-            from += nanos(WINDOW);
-        }
-        stretches.push((start, end));
+        let to = now().saturating_sub(began);
+        talks.push(Talk { from, to, block, together });
         if interrupt.is_set() {
             bail!("interrupted");
         }
@@ -101,15 +120,15 @@ pub(super) fn record(
     let failures = programs.iter().map(|one| one.failures).sum();
     let times = inside.map(|inside| inside.seen.iter().map(|seen| seen.at.saturating_sub(began)).collect());
     let invalid = if listening {
-        complaint(&stretches, &times, lost, failures)
+        complaint(&talks, &times, lost, failures)
     } else {
         Some("a recorder ended before the run did".to_owned())
     };
-    Ok(Duo { wires: wires(&recording, began), windows, invalid })
+    Ok(Duo { wires: wires(&recording, began), talks, invalid })
 }
 
 /// Why what was recorded may not be judged: a chat that did not happen says nothing of who talks with whom.
-fn complaint(stretches: &[(u64, u64)], times: &[Vec<u64>; 2], lost: u64, failures: u32) -> Option<String> {
+fn complaint(talks: &[Talk], times: &[Vec<u64>; 2], lost: u64, failures: u32) -> Option<String> {
     if lost > 0 {
         return Some(format!("the capture lost {lost} packets"));
     }
@@ -117,10 +136,10 @@ fn complaint(stretches: &[(u64, u64)], times: &[Vec<u64>; 2], lost: u64, failure
         return Some(format!("a program that makes the payload ended by itself {failures} times"));
     }
     CLIENTS.iter().zip(times).find_map(|(client, times)| {
-        let spoke = |&&(from, to): &&(u64, u64)| times.iter().any(|at| (from..to).contains(at));
-        let silent = stretches.len() - stretches.iter().filter(spoke).count();
-        (silent * SILENT_IN > stretches.len())
-            .then(|| format!("{} was silent in {silent} of {} stretches", client.name(), stretches.len()))
+        let is_silent = |talk: &&Talk| !times.iter().any(|at| (talk.from..talk.to).contains(at));
+        let silent = talks.iter().filter(is_silent).count();
+        (silent * SILENT_IN > talks.len())
+            .then(|| format!("{} was silent in {silent} of {} stretches", client.name(), talks.len()))
     })
 }
 
@@ -128,10 +147,10 @@ impl Duo {
     /// Attack 7: what one sends beside what the other gets.
     pub(super) fn pairing(&self, rng: &mut ChaCha8Rng) -> Vec<Finding> {
         let mut seen = Vec::new();
-        for &(from, to, block, talking) in &self.windows {
+        for Talk { from, to, block, together } in self.windows(WINDOW, WINDOW) {
             for [one, other] in [CLIENTS, [CLIENTS[1], CLIENTS[0]]] {
                 if let (Some(sent), Some(got)) = (self.sent(one, from, to), self.got(other, from, to)) {
-                    seen.push(Devices { one: sent, other: got, talking, block });
+                    seen.push(Devices { one: sent, other: got, talking: together, block });
                 }
             }
         }
@@ -147,9 +166,10 @@ impl Duo {
     /// Attack 4: which of both gets what one of both sends?
     pub(super) fn matching(&self, rng: &mut ChaCha8Rng) -> Vec<Finding> {
         let mut pairs = Vec::new();
-        for (moment, &(from, to, block, talking)) in (0..).zip(&self.windows) {
+        for (moment, window) in (0..).zip(self.windows(FLOW_WINDOW, FLOW_STEP)) {
+            let Talk { from, to, block, together } = window;
             for (one, other) in CLIENTS.into_iter().zip([CLIENTS[1], CLIENTS[0]]) {
-                let receiver = if talking { other } else { one };
+                let receiver = if together { other } else { one };
                 if let (Some(ingress), Some(egress)) =
                     (self.sent(one, from, to), self.got(receiver, from, to))
                 {
@@ -165,17 +185,19 @@ impl Duo {
         let trace = |from, to| self.wires.get(&(from, to)).cloned();
         let senders = [trace(CLIENTS[0], Host::Entry)?, trace(CLIENTS[1], Host::Entry)?];
         let receivers = [trace(Host::Entry, CLIENTS[0])?, trace(Host::Entry, CLIENTS[1])?];
-        let campaigns = self.windows.chunk_by(|a, b| a.2 == b.2).filter_map(|stretch| {
-            let (first, last) = (stretch.first()?, stretch.last()?);
-            let together = first.3;
+        let campaigns = self.talks.iter().map(|talk| {
             let sought = [0, 1].map(|sender| {
-                let partner = if together { 1 - sender } else { sender };
+                let partner = if talk.together { 1 - sender } else { sender };
                 Sought { sender, partner, candidates: vec![0, 1] }
             });
-            let rounds = rounds(&senders, &receivers, first.0, last.1, ROUND);
-            Some(Campaign { rounds, sought: sought.into() })
+            let rounds = rounds(&senders, &receivers, talk.from, talk.to, ROUND);
+            Campaign { rounds, sought: sought.into() }
         });
         Some(intersection(&campaigns.collect::<Vec<_>>(), rng))
+    }
+
+    fn windows(&self, width: Duration, step: Duration) -> impl Iterator<Item = Talk> {
+        self.talks.iter().flat_map(move |talk| talk.windows(width, step))
     }
 
     fn sent(&self, client: Host, from: u64, to: u64) -> Option<Window<'_>> {
@@ -192,14 +214,26 @@ mod tests {
     use super::*;
 
     #[test]
+    fn windows_lie_within_their_stretch() {
+        let talk = Talk { from: 1_000_000, to: 801_999_999, block: 3, together: true };
+        let windows: Vec<Talk> = talk.windows(FLOW_WINDOW, FLOW_STEP).collect();
+        let within = |window: &Talk| window.from >= talk.from && window.to <= talk.to && window.block == 3;
+        assert!(windows.len() == 9 && windows.iter().all(within), "{windows:?}");
+        let short = Talk { to: talk.from + 1000, ..talk };
+        assert_eq!(short.windows(FLOW_WINDOW, FLOW_STEP).count(), 0);
+    }
+
+    #[test]
     fn a_chat_that_did_not_happen_is_told() {
-        let stretches: Vec<(u64, u64)> = (0..40).map(|number| (number * 100, number * 100 + 90)).collect();
+        let talk = |block: u32| {
+            let from = u64::from(block) * 100;
+            Talk { from, to: from + 90, block, together: false }
+        };
+        let talks: Vec<Talk> = (0..40).map(talk).collect();
         let times = |count: u64| -> Vec<u64> { (0..count).map(|number| number * 100 + 50).collect() };
-        assert_eq!(complaint(&stretches, &[times(40), times(38)], 0, 0), None);
-        assert!(
-            complaint(&stretches, &[times(40), times(37)], 0, 0).is_some_and(|why| why.contains("3 of 40"))
-        );
-        assert!(complaint(&stretches, &[times(40), times(40)], 2, 0).is_some());
-        assert!(complaint(&stretches, &[times(40), times(40)], 0, 1).is_some());
+        assert_eq!(complaint(&talks, &[times(40), times(38)], 0, 0), None);
+        assert!(complaint(&talks, &[times(40), times(37)], 0, 0).is_some_and(|why| why.contains("3 of 40")));
+        assert!(complaint(&talks, &[times(40), times(40)], 2, 0).is_some());
+        assert!(complaint(&talks, &[times(40), times(40)], 0, 1).is_some());
     }
 }

@@ -102,7 +102,7 @@ impl Options {
 /// Measures everything. What cannot run here becomes a row that says so.
 ///
 /// # Errors
-/// Without root, and when the user interrupts.
+/// Without root, and when the user interrupts before there is anything to report.
 pub fn run(options: &Options) -> Result<(Report, Vec<Picture>)> {
     if !relay_tests::privilege::is_root() {
         bail!(
@@ -120,7 +120,7 @@ pub fn run(options: &Options) -> Result<(Report, Vec<Picture>)> {
     for defence in defences(options) {
         if let Err(error) = bench.defence(defence) {
             if bench.interrupt.is_set() {
-                bail!("interrupted: nothing is reported");
+                break;
             }
             bench.rows.push(not_run(defence, &error));
         }
@@ -132,8 +132,8 @@ pub fn run(options: &Options) -> Result<(Report, Vec<Picture>)> {
     if options.wants_whole(WITNESS) && !is_short(options) {
         bench.witness();
     }
-    if bench.interrupt.is_set() {
-        bail!("interrupted: nothing is reported");
+    if bench.interrupt.is_set() && bench.rows.is_empty() {
+        bail!("interrupted: nothing had been measured");
     }
     bench.finish()
 }
@@ -365,15 +365,12 @@ impl<'a> Bench<'a> {
         let quick = self.options.quick;
         let kinds = [(Law::Constant, "constant"), (Law::Jittered, "jittered")];
         for (law, name) in kinds {
-            if !is_wanted(&self.options.defences, name) {
+            if self.interrupt.is_set() || !is_wanted(&self.options.defences, name) {
                 continue;
             }
             self.progress(&format!("{name}: a million cells with the truth at hand"));
             let found = cover::measure(law, name, quick, &mut self.rng(&["truth", name]));
             self.rows.extend(found.unwrap_or_else(|error| vec![not_run(Defence::schedule(name), &error)]));
-            if self.interrupt.is_set() {
-                return;
-            }
         }
     }
 
@@ -501,8 +498,13 @@ impl<'a> Bench<'a> {
         if !others.is_empty() {
             left_out.push(format!("in this run: {}", others.join(", ")));
         }
+        let interrupted = self.interrupt.is_set();
+        if interrupted {
+            left_out.push("what this run had not come to when it was interrupted".to_owned());
+        }
         let report = Report {
             quick: self.options.quick,
+            interrupted,
             seconds: self.started.elapsed().as_secs_f64(),
             seed: self.options.seed,
             cores: match (self.workers_cpus.len(), self.options.alone()) {

@@ -18,6 +18,8 @@ const OUTSIDE: f64 = 0.05;
 pub struct Report {
     /// Fewer windows, so wider intervals.
     pub quick: bool,
+    /// The user ended it before it was whole.
+    pub interrupted: bool,
     /// Seconds that it took.
     pub seconds: f64,
     /// The seed of all drawing.
@@ -153,6 +155,7 @@ pub fn summary(report: &Report) -> String {
 struct Document<'a> {
     kernel: String,
     quick: bool,
+    interrupted: bool,
     seconds: f64,
     seed: u64,
     cores: &'a str,
@@ -190,6 +193,7 @@ pub fn json(report: &Report) -> anyhow::Result<String> {
     let document = Document {
         kernel: kernel(),
         quick: report.quick,
+        interrupted: report.interrupted,
         seconds: report.seconds,
         seed: report.seed,
         cores: &report.cores,
@@ -247,6 +251,7 @@ mod tests {
         rows.push(row(0.51, 0.54).as_control(Target::AtLeast { bound: 0.9 }));
         let report = Report {
             quick: true,
+            interrupted: false,
             seconds: 1.0,
             seed: 1,
             cores: "own".to_owned(),
