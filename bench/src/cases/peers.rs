@@ -1,5 +1,5 @@
 //! What users would pick instead: processor time per 1240-byte payload that a hub forwards from client A to client B,
-//! by userspace WireGuard and by Evenwire's relay, in turn, on the same cores. [`cpu`] says what is counted.
+//! by userspace WireGuard and by Evenwire's relay, in turn, on the same cores. Module `cpu` says what is counted.
 //!
 //! Every hub climbs the same ladder of rates, until payloads are lost or the clients, all on one core, send no more. A
 //! rung counts where at most 0.1 % is lost, and a hub's figure is that of the rung where it is cheapest: one that waits
