@@ -61,17 +61,8 @@ fn levels(counts: &[f64]) -> Vec<f64> {
 /// against each other, a tunnel with every rate between two would have one.
 fn distinct(mut levels: Vec<f64>) -> usize {
     levels.sort_unstable_by(f64::total_cmp);
-    let mut least = None;
-    levels
-        .into_iter()
-        .filter(|&level| {
-            let another = least.is_none_or(|least| differ(least, level));
-            if another {
-                least = Some(level);
-            }
-            another
-        })
-        .count()
+    levels.dedup_by(|level, least| !differ(*least, *level));
+    levels.len()
 }
 
 fn differ(a: f64, b: f64) -> bool {
