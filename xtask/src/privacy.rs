@@ -39,7 +39,7 @@ pub(crate) fn run(args: &PrivacyArgs) -> Result<()> {
     command.arg("--relay").arg(release.join("relay")).args(&args.args);
     let status = tools::supervise(&mut command, PATIENCE)?;
     if !status.success() {
-        bail!("the attacks could not be run: {status}");
+        bail!("not all attacks were run: {status}");
     }
     Ok(())
 }
