@@ -1,8 +1,10 @@
 //! What a defence takes of bandwidth and time.
 
 use relay_tests::Host;
+use relay_user::observe::stats::quantile;
 use relay_user::observe::trace::Trace;
 
+use super::network::Defence;
 use super::record::{Block, Run, nanos};
 use super::row::Cost;
 use super::scenario::Scenario;
@@ -28,10 +30,10 @@ pub(super) fn of(run: &Run, mut round_trips: Vec<f64>) -> Cost {
     }
 }
 
-/// Says of every defence what it adds to the round trip of the first, which does not shape.
+/// Says of every defence what it adds to the round trip of the tunnel that does not shape, where that was measured too.
 pub(super) fn compare(costs: &mut [Cost]) {
-    let Some((plain, shaped)) = costs.split_first_mut() else { return };
-    for cost in shaped {
+    let Some(plain) = costs.iter().find(|cost| cost.defence == Defence::PLAIN.name).cloned() else { return };
+    for cost in costs.iter_mut().filter(|cost| cost.defence != plain.defence) {
         cost.added_p50_ms = Some(cost.round_trip_p50_ms - plain.round_trip_p50_ms);
         cost.added_p99_ms = Some(cost.round_trip_p99_ms - plain.round_trip_p99_ms);
     }
@@ -50,8 +52,39 @@ fn rate<'a>(run: &Run, scenario: Option<Scenario>, traces: impl Iterator<Item = 
     bits / seconds.max(1e-9) / 1e6
 }
 
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a place in a list")]
-fn quantile(sorted: &[f64], q: f64) -> f64 {
-    let place = (q * (sorted.len().saturating_sub(1)) as f64).round() as usize;
-    sorted.get(place).copied().unwrap_or(f64::NAN)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cost(defence: &str, round_trip: f64) -> Cost {
+        Cost {
+            defence: defence.into(),
+            wire_idle_mbit: 32.6,
+            wire_bulk_mbit: 32.6,
+            payload_bulk_mbit: 15.0,
+            overhead: 2.2,
+            round_trip_p50_ms: round_trip,
+            round_trip_p99_ms: 2.0 * round_trip,
+            missed_slots: 0,
+            added_p50_ms: None,
+            added_p99_ms: None,
+        }
+    }
+
+    #[test]
+    fn defences_are_held_against_the_tunnel_that_does_not_shape_and_against_no_other() {
+        let added = |mut costs: Vec<Cost>| -> Vec<Option<f64>> {
+            compare(&mut costs);
+            costs.iter().map(|cost| cost.added_p50_ms).collect()
+        };
+        assert_eq!(added(vec![cost("poisson", 7.0), cost("pattern", 6.0)]), [None, None]);
+        assert_eq!(added(vec![cost("poisson", 7.0), cost("plain", 0.5)]), [Some(6.5), None]);
+    }
+
+    #[test]
+    fn what_a_defence_costs_stands_beside_its_rows() {
+        let costs = [cost("constant", 6.44)];
+        assert_eq!(Cost::beside(&costs, "constant"), "32.6 Mbit/s 6.4 ms");
+        assert_eq!(Cost::beside(&costs, "constant, planted 5 µs"), "");
+    }
 }

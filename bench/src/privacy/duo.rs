@@ -9,7 +9,7 @@ use rand_chacha::ChaCha8Rng;
 use relay_tests::interrupt::Interrupt;
 use relay_tests::{Host, Lab, Recorder};
 use relay_user::observe::attacks::clock::clock;
-use relay_user::observe::attacks::intersection::{Campaign, Sought, intersection, rounds};
+use relay_user::observe::attacks::intersection::{Activity, Campaign, Sought, intersection, rounds};
 use relay_user::observe::attacks::matching::{Pair, matching};
 use relay_user::observe::attacks::pairing::{Devices, pairing};
 use relay_user::observe::finding::Finding;
@@ -17,8 +17,8 @@ use relay_user::observe::stats::shuffle;
 use relay_user::observe::trace::Window;
 use relay_user::worker::COPYING_GRID;
 
-use super::network::Network;
-use super::record::{SILENT_IN, Wires, nanos, now, wires};
+use super::network::{Network, SHARED_RATE};
+use super::record::{SILENT_IN, Wires, missing_cells, nanos, now, wires};
 use super::scenario::{Programs, Scenario};
 use super::seed;
 use super::servers::Servers;
@@ -69,7 +69,7 @@ impl Talk {
     }
 }
 
-/// Lets both chat for `blocks` stretches.
+/// Lets both chat for `blocks` stretches; `shaped` where cells are due whatever they say.
 ///
 /// # Errors
 /// Where a program or a recorder cannot be started, a node ends, or the user interrupts.
@@ -77,7 +77,7 @@ pub(super) fn record(
     lab: &Lab,
     network: &mut Network<'_>,
     servers: &Servers,
-    blocks: u32,
+    (blocks, shaped): (u32, bool),
     seed: u64,
     interrupt: &Interrupt,
 ) -> Result<Duo> {
@@ -119,12 +119,18 @@ pub(super) fn record(
     let lost = recording.lost + inside.iter().map(|inside| inside.lost).sum::<u64>();
     let failures = programs.iter().map(|one| one.failures).sum();
     let times = inside.map(|inside| inside.seen.iter().map(|seen| seen.at.saturating_sub(began)).collect());
+    let wires = wires(&recording, began);
+    let shaped = if shaped { talks.last().map(|talk| talk.to) } else { None };
+    let silent = || {
+        let both = CLIENTS.into_iter().flat_map(|client| [(client, Host::Entry), (Host::Entry, client)]);
+        missing_cells(&wires, both.map(|wire| (wire, SHARED_RATE)), shaped?)
+    };
     let invalid = if listening {
-        complaint(&talks, &times, lost, failures)
+        complaint(&talks, &times, lost, failures).or_else(silent)
     } else {
         Some("a recorder ended before the run did".to_owned())
     };
-    Ok(Duo { wires: wires(&recording, began), talks, invalid })
+    Ok(Duo { wires, talks, invalid })
 }
 
 /// Why what was recorded may not be judged: a chat that did not happen says nothing of who talks with whom.
@@ -181,7 +187,7 @@ impl Duo {
     }
 
     /// Attack 12: to whom of both does go what one of both sends, when all of a stretch is taken together?
-    pub(super) fn intersection(&self, rng: &mut ChaCha8Rng) -> Option<Finding> {
+    pub(super) fn intersection(&self, activity: Activity, rng: &mut ChaCha8Rng) -> Option<Finding> {
         let trace = |from, to| self.wires.get(&(from, to)).cloned();
         let senders = [trace(CLIENTS[0], Host::Entry)?, trace(CLIENTS[1], Host::Entry)?];
         let receivers = [trace(Host::Entry, CLIENTS[0])?, trace(Host::Entry, CLIENTS[1])?];
@@ -190,7 +196,7 @@ impl Duo {
                 let partner = if talk.together { 1 - sender } else { sender };
                 Sought { sender, partner, candidates: vec![0, 1] }
             });
-            let rounds = rounds(&senders, &receivers, talk.from, talk.to, ROUND);
+            let rounds = rounds(&senders, &receivers, (talk.from, talk.to), ROUND, activity);
             Campaign { rounds, sought: sought.into() }
         });
         Some(intersection(&campaigns.collect::<Vec<_>>(), rng))

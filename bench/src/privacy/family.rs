@@ -1,8 +1,9 @@
 //! Many tests of one kind: one in twenty is beyond 95 % of chance with nothing there, so they are judged together.
 //!
-//! What is judged is the smallest p-value times the number of tests (Bonferroni's bound), which holds however tests depend
-//! on each other. They do: those of one run share its stretches without payload and its machine, so that how many of them
-//! are beyond 95 % of chance does not follow the binomial law, and their share is told and not judged.
+//! What is judged is the smallest p-value times the number of tests (Bonferroni's bound), which sees one strong effect, and
+//! twice the mean p-value (Vovk and Wang 2020), which sees many weak ones. Both hold however tests depend on each other.
+//! They do: those of one run share its stretches without payload and its machine, so that how many of them are beyond
+//! 95 % of chance does not follow the binomial law, and their share is told and not judged.
 
 use std::collections::BTreeMap;
 
@@ -25,8 +26,8 @@ impl Family {
         }
     }
 
-    /// For each attack, how many of its tests are beyond 95 % of chance, told only, and the smallest p-value for as many
-    /// tests as there are, judged. Nothing where nobody asks.
+    /// For each attack, how many of its tests are beyond 95 % of chance, told only; the smallest p-value for as many tests as
+    /// there are, and twice the mean, both judged at 5 %. Nothing where nobody asks.
     pub(super) fn rows(&self, defence: &str, asked: bool) -> Vec<Row> {
         let families = self.0.iter().filter(|_| asked);
         families
@@ -42,17 +43,17 @@ impl Family {
                     target: Target::None,
                     samples: n,
                 };
-                let least = tests.iter().copied().fold(1.0, f64::min);
-                let least = (least * n as f64).min(1.0);
-                let smallest = Finding {
-                    attack,
-                    statistic: "smallest p, by tests",
-                    value: least,
-                    interval: Interval::exact(least),
-                    target: Target::AtLeast { bound: 0.01 },
-                    samples: n,
+                let judged = |statistic, p: f64| Finding {
+                    statistic,
+                    value: p.min(1.0),
+                    interval: Interval::exact(p.min(1.0)),
+                    target: Target::AtLeast { bound: LEVEL },
+                    ..share.clone()
                 };
-                [share, smallest].map(|finding| Row::new(&finding, "all", defence))
+                let least = tests.iter().copied().fold(1.0, f64::min);
+                let smallest = judged("smallest p, by tests", least * n as f64);
+                let mean = judged("mean p, twice", 2.0 * tests.iter().sum::<f64>() / n as f64);
+                [share, smallest, mean].map(|finding| Row::new(&finding, "all", defence))
             })
             .collect()
     }
@@ -70,8 +71,9 @@ mod tests {
             tests.iter().for_each(|p| family.add(Attack::Correlation, *p));
             family.rows("constant", true).iter().map(|row| row.status).collect::<Vec<_>>()
         };
-        assert_eq!(status(&[0.04, 0.2, 0.5, 0.7, 0.9, 0.3, 0.6]), [Status::Reported, Status::Met]);
-        assert_eq!(status(&[0.001, 0.2, 0.5, 0.7, 0.9, 0.3, 0.6]), [Status::Reported, Status::Missed]);
-        assert_eq!(status(&[0.04, 0.03, 0.05, 0.7, 0.9, 0.3, 0.6]), [Status::Reported, Status::Met]);
+        let (reported, met, missed) = (Status::Reported, Status::Met, Status::Missed);
+        assert_eq!(status(&[0.04, 0.2, 0.5, 0.7, 0.9, 0.3, 0.6]), [reported, met, met]);
+        assert_eq!(status(&[0.001, 0.2, 0.5, 0.7, 0.9, 0.3, 0.6]), [reported, missed, met]);
+        assert_eq!(status(&[0.02; 7]), [reported, met, missed], "none of them by itself");
     }
 }

@@ -198,6 +198,10 @@ fn is_wanted(named: &[String], name: &str) -> bool {
     named.is_empty() || named.iter().any(|wanted| wanted == name)
 }
 
+/// Stretches of each kind in a full run of `constant`: moments at which workers come late lie in clusters there, so
+/// stretches differ more than where a law strews the cells.
+const CLUSTERED: u32 = 240;
+
 /// Every payload through a sound link, and a download through each unsound one. What is plain to see takes few
 /// stretches; chance takes many to be bounded by 0.03.
 fn plans(options: &Options, defence: Defence) -> Vec<Plan> {
@@ -205,7 +209,8 @@ fn plans(options: &Options, defence: Defence) -> Vec<Plan> {
     let (each, [faulty_idle, faulty_each]) = match (options.quick, defence.schedule.is_some()) {
         (true, true) => (24, [12, 8]),
         (true, false) => (10, [8, 4]),
-        (false, true) => (180, [180, 180]),
+        (false, true) if defence.schedule == Some("constant") => (CLUSTERED, [CLUSTERED; 2]),
+        (false, true) => (120, [120, 120]),
         (false, false) => (20, [20, 20]),
     };
     let (scenarios, faults) = scenarios(options);
@@ -357,7 +362,9 @@ impl<'a> Bench<'a> {
         let (cpus, _left) = self.workers_apart()?;
         let servers = Servers::start(lab.netns(Host::Service), service)?;
         let mut network = Network::start(&lab, &self.options.relay, defence, &duo::CLIENTS, (&cpus, None))?;
-        duo::record(&lab, &mut network, &servers, blocks, self.seed(&["two", defence.name]), &self.interrupt)
+        let stretches = (blocks, defence.schedule.is_some());
+        let seed = self.seed(&["two", defence.name]);
+        duo::record(&lab, &mut network, &servers, stretches, seed, &self.interrupt)
     }
 
     /// Attack 10, with the truth at hand: as the schedules are, and with a leak planted.

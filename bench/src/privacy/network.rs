@@ -14,7 +14,7 @@ use super::{plain, servers};
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Cells per second of each of two clients that share a trunk.
-const SHARED_RATE: u32 = 800;
+pub(super) const SHARED_RATE: u32 = 800;
 
 /// What stands between payload and wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -71,7 +71,7 @@ pub fn render(report: &Report, pictures: &[Picture]) -> String {
         forest(&mut out, attack, &rows);
     }
     out.push_str("<h2>Every row</h2>\n");
-    table(&mut out, &report.rows);
+    table(&mut out, &report.rows, &report.cost);
     out.push_str(
         "<h2>The wire</h2>\n<p>The client's link beside the payload of its programs, over the first seconds \
                   of each run.</p>\n",
@@ -126,20 +126,22 @@ fn costs(out: &mut String, costs: &[Cost]) {
     out.push_str("</tbody>\n</table>\n");
 }
 
-fn table(out: &mut String, rows: &[Row]) {
-    out.push_str("<table>\n<thead><tr><th>attack</th><th>scenario</th><th>defence</th><th>statistic</th>");
+fn table(out: &mut String, rows: &[Row], costs: &[Cost]) {
+    out.push_str("<table>\n<thead><tr><th>attack</th><th>scenario</th><th>defence</th><th>link, idle; round trip p50</th>");
+    out.push_str("<th>statistic</th>");
     out.push_str("<th class=\"number\">value</th><th class=\"number\">interval</th><th>target</th>");
     out.push_str("<th class=\"number\">of</th><th>verdict</th></tr></thead>\n<tbody>\n");
     for row in rows {
         let _ = writeln!(
             out,
-            "<tr><td>{} {}</td><td>{}</td><td>{}</td><td>{}</td><td class=\"number\">{}</td>\
+            "<tr><td>{} {}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td class=\"number\">{}</td>\
              <td class=\"number\">{}</td><td>{}</td><td class=\"number\">{}</td><td class=\"{}\">{} \
              <span class=\"note\">{}</span></td></tr>",
             row.attack.number(),
             row.attack.name(),
             escape(&row.scenario),
             escape(&row.defence),
+            Cost::beside(costs, &row.defence),
             escape(&row.statistic),
             short(row.value),
             row.interval_text().map_or_else(String::new, |ends| ends.join(" to ")),

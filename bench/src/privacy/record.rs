@@ -132,9 +132,10 @@ impl Run {
         self.wires.get(&(from, to))
     }
 
-    /// Whether any packet of the client's programs passed from `from` up to, not including, `to`.
+    /// Whether any packet of the client's programs, or to them, entered the tunnel from `from` up to, not including, `to`. When
+    /// it comes out of the tunnel is the wire's doing: windows chosen by that would leave out those in which it stalled.
     pub fn is_active(&self, from: u64, to: u64) -> bool {
-        self.inside.iter().any(|trace| !trace.window(from, to).sights().is_empty())
+        [&self.inside[0], &self.entering].into_iter().any(|trace| !trace.window(from, to).sights().is_empty())
     }
 
     /// The windows of all stretches. Those of a stretch with payload in which none flowed, and of one without in which
@@ -325,16 +326,12 @@ fn complaint(run: &Run, judges: impl Fn(Host) -> bool, lost: u64, failures: u32)
         return Some(format!("a program that makes the payload ended by itself {failures} times"));
     }
     if run.defence.schedule.is_some() {
-        let seconds = run.blocks.last().map_or(0.0, |block| block.to as f64 / 1e9);
-        for (wires, rate) in [(&CLIENT[..], CLIENT_RATE), (&TRUNKS[..], TRUNK_RATE)] {
-            for (from, to) in wires.iter().filter(|(from, _)| judges(*from)) {
-                let seen = run.wire(*from, *to).map_or(0, |trace| trace.sights().len());
-                let due = f64::from(rate) * seconds * SEEN_AT_LEAST;
-                if (seen as f64) < due {
-                    let hosts = [from.name(), to.name()].join(" to ");
-                    return Some(format!("from {hosts} came {seen} cells in {seconds:.0} s"));
-                }
-            }
+        let links = [(&CLIENT[..], CLIENT_RATE), (&TRUNKS[..], TRUNK_RATE)];
+        let judged = links.into_iter().flat_map(|(wires, rate)| wires.iter().map(move |&wire| (wire, rate)));
+        let nanoseconds = run.blocks.last().map_or(0, |block| block.to);
+        let missing = missing_cells(&run.wires, judged.filter(|((from, _), _)| judges(*from)), nanoseconds);
+        if missing.is_some() {
+            return missing;
         }
     }
     // The windows of the few that the machine's stalls leave empty are in no sample.
@@ -342,6 +339,20 @@ fn complaint(run: &Run, judges: impl Fn(Host) -> bool, lost: u64, failures: u32)
     let silent = busy.clone().filter(|block| !run.is_active(block.from, block.to)).count();
     let count = busy.count();
     (silent * SILENT_IN > count).then(|| format!("{silent} of {count} stretches carried no payload"))
+}
+
+/// Says of which direction too few cells were seen, if of any, of its cells per second over so many nanoseconds.
+pub(super) fn missing_cells(
+    wires: &Wires,
+    mut directions: impl Iterator<Item = ((Host, Host), u32)>,
+    nanoseconds: u64,
+) -> Option<String> {
+    let seconds = nanoseconds as f64 / 1e9;
+    directions.find_map(|((from, to), rate)| {
+        let seen = wires.get(&(from, to)).map_or(0, |trace| trace.sights().len());
+        let few = (seen as f64) < f64::from(rate) * seconds * SEEN_AT_LEAST;
+        few.then(|| format!("from {} to {} came {seen} cells in {seconds:.0} s", from.name(), to.name()))
+    })
 }
 
 /// The stretches of a plan, in random order: the same order of those that remain where a payload is left out.
@@ -394,8 +405,8 @@ mod tests {
             wires: BTreeMap::new(),
             whole: Vec::new(),
             begun: Vec::new(),
-            inside: [at(&[15]), at(&[85])],
-            entering: Trace::default(),
+            inside: [at(&[15]), Trace::default()],
+            entering: at(&[85]),
             invalid: None,
             missed_slots: 0,
         }
@@ -439,11 +450,25 @@ mod tests {
     }
 
     #[test]
+    fn a_direction_that_was_half_silent_is_told() {
+        let trace =
+            |cells: u64| Trace::new((0..cells).map(|at| Sight { at: ms(at), length: 1360 }).collect());
+        let [out, home] = CLIENT;
+        let wires = Wires::from([(out, trace(800)), (home, trace(500))]);
+        let missing = |directions: &[(Host, Host)]| {
+            missing_cells(&wires, directions.iter().map(|&wire| (wire, 1000)), 1_000_000_000)
+        };
+        assert_eq!(missing(&[out]), None);
+        assert!(missing(&CLIENT).is_some_and(|why| why == "from entry to client came 500 cells in 1 s"));
+        assert!(missing(&TRUNKS).is_some());
+    }
+
+    #[test]
     fn a_run_that_lost_packets_or_carried_nothing_is_told() {
         let mut run = run();
         assert_eq!(complaint(&run, |_| true, 0, 0), None);
         assert!(complaint(&run, |_| true, 1, 0).is_some() && complaint(&run, |_| true, 0, 1).is_some());
-        run.inside[1] = Trace::default();
+        run.entering = Trace::default();
         assert!(complaint(&run, |_| true, 0, 0).is_some_and(|text| text.contains("1 stretches")));
         run.blocks.truncate(1);
         assert_eq!(complaint(&run, |_| true, 0, 0), None);

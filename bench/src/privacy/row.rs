@@ -188,6 +188,17 @@ pub struct Cost {
     pub added_p99_ms: Option<f64>,
 }
 
+impl Cost {
+    /// What stands beside each row of a defence: the idle link's bandwidth and the usual round trip. Nothing of a defence
+    /// whose cost was not measured.
+    pub fn beside(costs: &[Self], defence: &str) -> String {
+        let cost = costs.iter().find(|cost| cost.defence == defence);
+        cost.map_or_else(String::new, |cost| {
+            format!("{:.1} Mbit/s {:.1} ms", cost.wire_idle_mbit, cost.round_trip_p50_ms)
+        })
+    }
+}
+
 /// How punctual a node was.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Late {

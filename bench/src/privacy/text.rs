@@ -45,15 +45,17 @@ pub fn table(report: &Report) -> String {
     let statistic = width(&|row| row.statistic.chars().count());
     let scenario = width(&|row| row.scenario.chars().count());
     let defence = width(&|row| row.defence.chars().count());
+    let costs: Vec<String> = report.rows.iter().map(|row| Cost::beside(&report.cost, &row.defence)).collect();
+    let cost_width = costs.iter().map(|cost| cost.chars().count()).max().unwrap_or(0);
     let mut status = None;
-    for row in &report.rows {
+    for (row, beside) in report.rows.iter().zip(&costs) {
         if status.replace(row.status) != Some(row.status) {
             let _ = writeln!(out, "\n{}", heading(row.status));
         }
         let interval = row.interval_text().map_or_else(String::new, |[low, high]| format!("[{low}, {high}]"));
         let _ = writeln!(
             out,
-            "  {:>2} {:<13} {:<scenario$} {:<defence$} {:<statistic$} {:>8} {interval:<18} {:<12} {:<8} {}",
+            "  {:>2} {:<13} {:<scenario$} {:<defence$} {beside:<cost_width$} {:<statistic$} {:>8} {interval:<18} {:<12} {:<8} {}",
             row.attack.number(),
             row.attack.name(),
             row.scenario,
@@ -65,7 +67,10 @@ pub fn table(report: &Report) -> String {
             row.note
         );
     }
-    let _ = writeln!(out, "\ncost of the client's link, both ways together");
+    let _ = writeln!(
+        out,
+        "\ncost of the client's link, both ways together; beside each row: idle, and the round trip's p50"
+    );
     for cost in &report.cost {
         let added = |value: Option<f64>| value.map_or_else(String::new, |value| format!(" ({value:+.2})"));
         let _ = writeln!(

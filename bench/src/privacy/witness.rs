@@ -33,7 +33,7 @@ use relay_user::observe::learn::{forest, threshold};
 use self::features::Traces;
 use self::view::View;
 use super::network::{Defence, Network};
-use super::record::{self, Cut, Plan, Run};
+use super::record::{self, Cut, Plan, Run, SEEN_AT_LEAST};
 use super::row::{Row, Status};
 use super::scenario::Scenario;
 use super::servers::Servers;
@@ -52,9 +52,6 @@ const BESIDE: usize = 30;
 const STRETCH: Duration = Duration::from_millis(300);
 /// Its beginning that is not looked at: programs start, and queues of the last stretch run dry.
 const GUARD: Duration = Duration::from_millis(100);
-/// Of a circuit's cells under circuit cover, so many are seen where everything does what it should.
-const SEEN_AT_LEAST: f64 = 0.75;
-
 /// A window's length, and what the learners' figures of it are called.
 const WIDTHS: [(Duration, [&str; 2]); 2] = [
     (Duration::from_millis(100), ["forest AUC, 100 ms", "threshold AUC, 100 ms"]),

@@ -98,7 +98,9 @@ pub(crate) fn rows(facts: &Facts, direction: &Direction) -> Vec<Row> {
     let width = (SECOND as f64).max(WINDOW_CELLS / facts.rate.max(1e-9) * 1e9);
     let windows: Vec<Window<'_>> = tiled(&direction.trace, window, width).collect();
     let levels = rates::rates(&windows, 1, 0.0);
-    let power = format!("a rate that differs by a tenth for {} s is seen", plain(width / 1e9));
+    let share = rates::told_apart(facts.rate * width / 1e9);
+    let power =
+        format!("a rate that differs by {} % for {} s is seen", plain(share * 100.0), plain(width / 1e9));
     rows.push(Row::of_target(name, levels, power, &few));
     rows
 }

@@ -28,9 +28,10 @@ pub(crate) use marks::{Marks, MarksError};
 pub(crate) use report::Report;
 pub(crate) use row::Says;
 
-use crate::observe::attacks::correlation::{Run, correlation};
+use crate::observe::attacks::correlation::{Run, SHUFFLES, correlation};
 use crate::observe::capture::{Capture, Direction};
 use crate::observe::finding::{Attack, Finding, Interval};
+use crate::observe::stats::looked_again;
 use crate::observe::trace::{SECOND, Trace};
 use report::{Begun, Untested};
 use row::{Row, plain, with_p};
@@ -46,7 +47,7 @@ const PAIRS: usize = 12;
 const BINS: u64 = 50_000;
 const LAGS: usize = 2;
 /// The least p-value that one look at rotations gives.
-const ROTATED_LEAST: f64 = 0.001;
+const ROTATED_LEAST: f64 = 1.0 / (SHUFFLES as f64 + 1.0);
 /// Parts of a capture that are rotated by themselves, at most.
 const PARTS: u64 = 8;
 
@@ -218,17 +219,14 @@ fn alike(
     let mut findings = correlation(&runs, bin, LAGS, rng);
     // As many chances of a false alarm as there are pairs, and as many again for the other figures of a capture.
     let chances = 2 * pairs.max(1);
-    let (mut reached, mut looks) = (0.0, 1.0);
     let p_of = |findings: &[Finding]| findings.get(1).map_or(f64::NAN, |p| p.value);
-    if p_of(&findings) <= ROTATED_LEAST {
+    let first = p_of(&findings);
+    if first <= ROTATED_LEAST {
         // None of the rotations reached it, and those of one look are too few to tell how rare it is.
-        for _ in 1..chances {
-            let p = p_of(&correlation(&runs, bin, LAGS, rng));
-            reached += p / ROTATED_LEAST - 1.0;
-            looks += 1.0;
-        }
-        if let Some(p) = findings.get_mut(1) {
-            p.value = (1.0 + reached) / (looks * (1.0 / ROTATED_LEAST - 1.0) + 1.0);
+        let again = || p_of(&correlation(&runs, bin, LAGS, rng));
+        let p = looked_again(first, SHUFFLES, chances, again);
+        if let Some(finding) = findings.get_mut(1) {
+            finding.value = p;
         }
     }
     for finding in &mut findings {

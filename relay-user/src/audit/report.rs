@@ -8,7 +8,7 @@ use super::picture::{LENGTHS, Picture, ROWS, TIMES};
 use super::row::{Row, Says};
 use crate::observe::attacks::connections::{Event, Kind};
 use crate::observe::capture::{Capture, Other, Totals};
-use crate::observe::finding::{Attack, Target};
+use crate::observe::finding::{Attack, Target, Verdict};
 use crate::observe::stats::quantile;
 
 /// An attack that was not tried, or not in full.
@@ -103,9 +103,18 @@ fn row(row: &Row) -> Value {
         "target": match finding.target { Target::None => Value::Null, target => json!(target) },
         "samples": finding.samples,
         "says": row.says,
-        "ok": match row.says { Says::NotFound => json!(true), Says::Found => json!(false), _ => Value::Null },
+        "ok": ok(row),
         "power": row.power,
     })
+}
+
+/// Whether the target is met; nothing where that was not shown, as by an interval wider than the target wants it.
+fn ok(row: &Row) -> Option<bool> {
+    match (row.says, row.finding.verdict()) {
+        (Says::Found, _) => Some(false),
+        (Says::NotFound, Verdict::Met | Verdict::Missed | Verdict::Reported) => Some(true),
+        _ => None,
+    }
 }
 
 /// JSON has no infinities.

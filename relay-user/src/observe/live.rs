@@ -33,7 +33,7 @@ const STRATUM: u8 = 32;
 const SURE: f64 = 7.0;
 /// What is too little to be a breach: of the AUC's distance from one half, and of a distance between distributions.
 const LARGE_AUC: f64 = 0.02;
-const LARGE_DISTANCE: f64 = 0.05;
+pub(super) const LARGE_DISTANCE: f64 = 0.05;
 /// What a breach tells of its size: the greatest of these that it reaches.
 const SIZES: [f64; 5] = [0.02, 0.05, 0.1, 0.2, 0.4];
 

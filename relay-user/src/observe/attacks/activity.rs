@@ -1,9 +1,9 @@
 //! Attack 1: is something going on? One threshold on one number about a window's gaps, learnt on other blocks.
 
-use super::pooled::{Interval, Part};
+use super::directions::Part;
 use super::shape::{NAMES, Shape, shapes};
 use crate::observe::finding::{Attack, Finding, Target};
-use crate::observe::stats::Blocks;
+use crate::observe::stats::{Blocks, Resampling};
 use crate::observe::trace::Sample;
 use rand_chacha::ChaCha8Rng;
 
@@ -50,7 +50,7 @@ pub fn parts(samples: &[Sample<'_>], rng: &mut ChaCha8Rng) -> Vec<Part<'static>>
                 .collect();
             let what = (Attack::Activity, statistic, target);
             let samples = trials.iter().map(<[usize]>::len).sum();
-            Part::new(what, samples, trials.names().to_vec(), Interval::Drawn, move |times| {
+            Part::new(what, samples, trials.names().to_vec(), Resampling::Drawn, move |times| {
                 accuracy(&tallies, times)
             })
         })

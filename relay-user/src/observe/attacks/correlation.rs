@@ -1,6 +1,6 @@
 //! Attack 3: do cells follow the payload?
 
-use super::shape::unevenness;
+use super::shape::mean_unevenness;
 use super::{NO_CHANCE, against_chance};
 use crate::observe::finding::{Attack, Finding};
 use crate::observe::stats::{below, circular_products, jackknife, mean, permutation, variance};
@@ -33,17 +33,7 @@ impl Run<'_> {
     pub(super) fn seen(self, bin: u64) -> [Vec<f64>; SEEN] {
         let counts: Vec<f64> = self.wire.counts(bin).into_iter().map(f64::from).collect();
         let bytes = self.wire.bytes(bin).into_iter().map(|bytes| bytes as f64).collect();
-        // A mean, not a sum: that would count gaps too, and a run's first bin has one less.
-        let mut uneven = vec![(0.0, 0.0); counts.len()];
-        for (at, gap) in unevenness(self.wire) {
-            if let Some((sum, gaps)) =
-                usize::try_from(at / bin.max(1)).ok().and_then(|bin| uneven.get_mut(bin))
-            {
-                *sum += gap;
-                *gaps += 1.0;
-            }
-        }
-        let uneven = uneven.into_iter().map(|(sum, gaps)| sum / f64::max(gaps, 1.0)).collect();
+        let uneven = mean_unevenness(self.wire, bin);
         [counts, bytes, uneven].map(|series| self.counted(bin, series))
     }
 
@@ -136,7 +126,8 @@ pub fn place(runs: &[Run<'_>], bin: u64, lags: usize) -> Option<Place> {
     (!runs.is_empty()).then(|| Place { seen, lag: found.lag, rho: found.of(runs.iter()) })
 }
 
-const SHUFFLES: usize = 999;
+/// Permutations of each p-value.
+pub const SHUFFLES: usize = 999;
 /// Fewer rotations than this, and none is rare.
 const LEAST_ROTATIONS: f64 = 100.0;
 

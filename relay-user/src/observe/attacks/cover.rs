@@ -8,6 +8,7 @@
 //! where nothing tells (a permutation of the two names by whole blocks).
 
 use crate::observe::finding::{Attack, Finding, Interval, Target};
+use crate::observe::live::LARGE_DISTANCE;
 use crate::observe::stats::ranked;
 use rand_chacha::ChaCha8Rng;
 use rand_core::Rng;
@@ -24,6 +25,8 @@ const LEAST: usize = 1000;
 const INTERVAL: f64 = 1.998;
 /// What the design lets pass.
 const AUC: Target = Target::Between { low: 0.48, high: 0.52 };
+/// And of a distance between distributions, which sees what their order does not: what the self-audit calls large.
+const DISTANCE: Target = Target::AtMost { bound: LARGE_DISTANCE };
 /// A planted leak is found with less.
 const FOUND: Target = Target::AtMost { bound: 0.001 };
 
@@ -122,7 +125,7 @@ pub struct Comparison {
 }
 
 /// What every view gives; gaps have no target. `planted` says what is wanted of the p-values: in a run whose payload was delayed, that it is
-/// found; otherwise they have no target, and the AUCs have theirs. A view without enough cells of either kind has no power.
+/// found; otherwise they have no target, and the AUCs and lateness's distance have theirs. A view without enough cells of either kind has no power.
 pub fn cover(emissions: &[Emission], planted: bool, rng: &mut ChaCha8Rng) -> Vec<Finding> {
     findings(planted, |view| compare(emissions, view, rng))
 }
@@ -140,15 +143,16 @@ fn findings(planted: bool, mut compare: impl FnMut(View) -> Option<Comparison>) 
         // A planted leak of any kind is one that lateness shows; what else it shows in is told. Gaps are told and no more:
         // where slots are not evenly spaced, a slot behind a long gap finds payload more often, for more has come
         // meanwhile. That says which slots would be full if there were payload, and not whether there is any.
-        let [of_auc, of_p] = match (planted, view) {
-            (false, View::Gap) => [Target::None, Target::None],
-            (false, _) => [AUC, Target::None],
-            (true, View::Lateness) => [Target::None, FOUND],
-            (true, _) => [Target::None, Target::None],
+        let none = Target::None;
+        let [of_auc, of_distance, of_p] = match (planted, view) {
+            (false, View::Lateness) => [AUC, DISTANCE, none],
+            (true, View::Gap | View::Place | View::Service) | (false, View::Gap) => [none; 3],
+            (false, View::Place | View::Service) => [AUC, none, none],
+            (true, View::Lateness) => [none, none, FOUND],
         };
         add(auc, compared.map(|it| (it.auc, it.interval)), of_auc);
         add(within, compared.map(|it| (it.within, it.within_interval)), of_auc);
-        add(distance, compared.map(|it| (it.distance, Interval::exact(it.distance))), Target::None);
+        add(distance, compared.map(|it| (it.distance, Interval::exact(it.distance))), of_distance);
         add(p, compared.map(|it| (it.p, Interval::exact(it.p))), of_p);
     }
     findings

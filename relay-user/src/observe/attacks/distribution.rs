@@ -1,9 +1,9 @@
 //! Attack 2: do gaps follow another law when something goes on?
 
-use super::pooled::{Interval, Part};
+use super::directions::Part;
 use super::{NO_CHANCE, against_chance};
 use crate::observe::finding::{Attack, Finding, Target};
-use crate::observe::stats::{Blocks, jackknife, ks_sorted, permutation, quantile_edges, shuffle};
+use crate::observe::stats::{Blocks, Resampling, jackknife, ks_sorted, permutation, quantile_edges, shuffle};
 use crate::observe::trace::{Sample, Window};
 use rand_chacha::ChaCha8Rng;
 use std::collections::BTreeMap;
@@ -100,7 +100,7 @@ fn rejected(samples: &[Sample<'_>], labels: &[u16], rng: &mut ChaCha8Rng) -> Par
         pairs.sort_unstable_by(|a, b| b.distance.total_cmp(&a.distance));
     }
     let pairs = across.len();
-    Part::new(what, pairs, blocks.names().to_vec(), Interval::LeftOut, move |times| {
+    Part::new(what, pairs, blocks.names().to_vec(), Resampling::LeftOut, move |times| {
         share_rejected(&alike, &across, times)
     })
 }
@@ -130,7 +130,8 @@ fn share_rejected(alike: &[Pair], across: &[Pair], weights: &[f64]) -> f64 {
 const BINS: usize = 128;
 /// Gaps that suffice to lay down bins.
 const POOL: usize = 100_000;
-const SHUFFLES: usize = 499;
+/// Permutations of each p-value.
+pub const SHUFFLES: usize = 499;
 /// Fewer arrangements of labels than this, and none is rare.
 const LEAST_ARRANGEMENTS: f64 = 100.0;
 

@@ -91,7 +91,8 @@ pub fn of_bytes(runs: &[Run<'_>], bin: u64, rng: &mut ChaCha8Rng) -> Vec<Finding
 
 const TRUTH_BINS: usize = 4;
 const SEEN_BINS: usize = 8;
-const SHUFFLES: usize = 499;
+/// Permutations of each p-value.
+pub const SHUFFLES: usize = 499;
 /// Fewer arrangements of labels, or rotations, than this, and none is rare.
 const LEAST_ARRANGEMENTS: f64 = 100.0;
 

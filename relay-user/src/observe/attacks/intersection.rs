@@ -1,9 +1,10 @@
 //! Attack 12: who was always there when somebody's partner must have been?
 
+use super::shape::mean_unevenness;
 use crate::observe::finding::{Attack, Finding, Target};
 use crate::observe::learn::figure;
 use crate::observe::stats::mean;
-use crate::observe::trace::Trace;
+use crate::observe::trace::{Trace, Window};
 use rand_chacha::ChaCha8Rng;
 
 /// Who was seen in one stretch of time.
@@ -44,13 +45,32 @@ impl Campaign {
     }
 }
 
-/// Rounds of `width` nanoseconds each, from `from` up to `until`. Active is who has more packets than in its own mean
-/// round: one who is always on, at one rate, never is.
-pub fn rounds(senders: &[Trace], receivers: &[Trace], from: u64, until: u64, width: u64) -> Vec<Round> {
+/// What somebody is taken to be active by, for each round of a width in nanoseconds.
+pub type Activity = fn(Window<'_>, u64) -> Vec<f64>;
+
+/// Packets of each round: of who is always on at one rate, they say nothing.
+pub fn by_packets(window: Window<'_>, width: u64) -> Vec<f64> {
+    window.counts(width).into_iter().map(f64::from).collect()
+}
+
+/// How uneven the gaps of each round are, in microseconds: who works for a payload may send on time, and less so.
+pub fn by_unevenness(window: Window<'_>, width: u64) -> Vec<f64> {
+    mean_unevenness(window, width)
+}
+
+/// Rounds of `width` nanoseconds each, from `from` up to `until`. Active is who has more of `activity` than in its own mean
+/// round.
+pub fn rounds(
+    senders: &[Trace],
+    receivers: &[Trace],
+    (from, until): (u64, u64),
+    width: u64,
+    activity: Activity,
+) -> Vec<Round> {
     let active = |trace: &Trace| -> Vec<bool> {
-        let counts: Vec<f64> = trace.window(from, until).counts(width).into_iter().map(f64::from).collect();
-        let usual = mean(&counts);
-        counts.into_iter().map(|count| count > usual).collect()
+        let rounds = activity(trace.window(from, until), width);
+        let usual = mean(&rounds);
+        rounds.into_iter().map(|round| round > usual).collect()
     };
     let senders: Vec<Vec<bool>> = senders.iter().map(active).collect();
     let receivers: Vec<Vec<bool>> = receivers.iter().map(active).collect();
@@ -191,7 +211,7 @@ mod tests {
     fn rounds_are_those_of_packets() {
         let bursts = Trace::new((0..10).map(|k| Sight { at: k / 5 * 2 * SECOND + k, length: 99 }).collect());
         let steady = Trace::new((0..400).map(|k| Sight { at: k * SECOND / 100, length: 1360 }).collect());
-        let seen = rounds(&[bursts], &[steady], 0, 4 * SECOND, SECOND);
+        let seen = rounds(&[bursts], &[steady], (0, 4 * SECOND), SECOND, by_packets);
         let senders: Vec<bool> = seen.iter().map(|round| round.senders[0]).collect();
         assert_eq!(senders, [true, false, true, false]);
         assert!(seen.iter().all(|round| !round.receivers[0]));
@@ -205,7 +225,7 @@ mod tests {
                 let mut traces = || -> Vec<Trace> {
                     (0..4).map(|_| cells(Shape::Jittered, 50, 30 * SECOND, &mut rng)).collect()
                 };
-                let rounds = rounds(&traces(), &traces(), 0, 30 * SECOND, SECOND);
+                let rounds = rounds(&traces(), &traces(), (0, 30 * SECOND), SECOND, by_packets);
                 let sought = |sender| Sought { sender, partner: sender, candidates: (0..4).collect() };
                 Campaign { rounds, sought: (0..4).map(sought).collect() }
             })

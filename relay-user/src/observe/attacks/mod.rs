@@ -9,6 +9,7 @@ pub mod clock;
 pub mod connections;
 pub mod correlation;
 pub mod cover;
+pub mod directions;
 pub mod distribution;
 pub mod filter;
 pub mod fingerprint;
@@ -18,7 +19,6 @@ pub mod matching;
 pub mod pairing;
 #[cfg(test)]
 mod planted;
-pub mod pooled;
 pub mod rates;
 mod shape;
 pub mod sizes;

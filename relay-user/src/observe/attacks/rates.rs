@@ -67,7 +67,12 @@ fn distinct(mut levels: Vec<f64>) -> usize {
 
 fn differ(a: f64, b: f64) -> bool {
     let most = a.max(b);
-    (a - b).abs() > (SHARE * most).max(DEVIATIONS * most.sqrt())
+    (a - b).abs() > most * told_apart(most)
+}
+
+/// By what share of it a rate has to differ to be taken for another one, in windows of so many packets.
+pub fn told_apart(packets: f64) -> f64 {
+    SHARE.max(DEVIATIONS / packets.sqrt())
 }
 
 #[cfg(test)]

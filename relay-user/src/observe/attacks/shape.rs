@@ -53,6 +53,20 @@ pub(super) fn unevenness(window: Window<'_>) -> Vec<(u64, f64)> {
     ends.zip(window.gaps()).map(|(at, gap)| (at, (gap - middle).abs())).collect()
 }
 
+/// The mean of [`unevenness`] in each bin of `bin` nanoseconds, in microseconds; 0 where no gap ends. A mean, not a sum: that
+/// would count gaps too, and a window's first bin has one less.
+pub(super) fn mean_unevenness(window: Window<'_>, bin: u64) -> Vec<f64> {
+    let mut bins = vec![(0.0, 0.0); window.counts(bin).len()];
+    for (at, gap) in unevenness(window) {
+        let place = usize::try_from(at / bin.max(1)).ok();
+        if let Some((sum, gaps)) = place.and_then(|place| bins.get_mut(place)) {
+            *sum += gap;
+            *gaps += 1.0;
+        }
+    }
+    bins.into_iter().map(|(sum, gaps)| sum / f64::max(gaps, 1.0)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -73,5 +87,6 @@ mod tests {
         let trace = Trace::new([0, 10, 20, 60].map(|at| Sight { at: at * 1000, length: 1 }).to_vec());
         let uneven = unevenness(trace.window(0, 100_000));
         assert_eq!(uneven, [(10_000, 0.0), (20_000, 0.0), (60_000, 30.0)]);
+        assert_eq!(mean_unevenness(trace.window(0, 100_000), 50_000), [0.0, 30.0]);
     }
 }

@@ -1,31 +1,38 @@
 //! Attack 6: when did it begin, or end? Detectors of one change, on counts and on gaps.
 
-use super::pooled::{Interval, Part};
+use super::directions::Part;
 use super::shape::unevenness;
 use crate::observe::finding::{Attack, Finding, Target};
-use crate::observe::stats::{Blocks, auc, cusum, glr_mean, glr_variance, mean, weighted_auc};
+use crate::observe::stats::{Blocks, Resampling, auc, cusum, glr_mean, glr_variance, mean, weighted_auc};
 use crate::observe::trace::{Sample, Window};
 use rand_chacha::ChaCha8Rng;
 
 /// How well stretches in which something begins or ends (any label but 0) are told from those in which all goes on as
-/// it was (label 0, idle or busy throughout). Stretches of a second or so, cut into bins of `bin` nanoseconds.
+/// it was (label 0). Stretches of a second or so, cut into bins of `bin` nanoseconds.
 ///
 /// The first finding is the attack: the detector and direction that do best on a quarter of the blocks, tried on the
 /// others (for why not in turns, see [`super::activity`]). Those behind it are what each detector does alone, a high score
 /// taken for a change. The interval's half-width is about 1.3 / sqrt(stretches): 0.03 takes 1900.
 pub fn start_stop(samples: &[Sample<'_>], bin: u64, rng: &mut ChaCha8Rng) -> Vec<Finding> {
-    parts(samples, bin, rng).iter().map(|part| part.finding(rng)).collect()
+    parts(&[samples.to_vec()], bin, rng).iter().map(|part| part.finding(rng)).collect()
 }
 
 /// The findings of [`start_stop`] as parts of what several directions say together. Directions that are given the same
 /// randomness learn on the same blocks.
-pub fn parts(samples: &[Sample<'_>], bin: u64, rng: &mut ChaCha8Rng) -> Vec<Part<'static>> {
+///
+/// A stretch's scores are places among those of its run, from 0 to 1: runs through different links score differently
+/// whatever goes on, and with more changes in one of them than in another that would be taken for a change, or hide one.
+pub fn parts(runs: &[Vec<Sample<'_>>], bin: u64, rng: &mut ChaCha8Rng) -> Vec<Part<'static>> {
+    let samples: Vec<Sample<'_>> = runs.iter().flatten().copied().collect();
     let labels: Vec<u16> = samples.iter().map(|sample| u16::from(sample.label != 0)).collect();
     let blocks = Blocks::of(samples.iter().map(|sample| sample.block));
     if blocks.least_spread(&labels) < LEAST_BLOCKS {
         return vec![Part::untold((Attack::StartStop, STATISTICS[0], TARGET), samples.len())];
     }
-    let scores: Vec<Scores> = samples.iter().map(|sample| scores(sample.window, bin)).collect();
+    let places = |run: &Vec<Sample<'_>>| {
+        placed(&run.iter().map(|sample| scores(sample.window, bin)).collect::<Vec<_>>())
+    };
+    let scores: Vec<Scores> = runs.iter().flat_map(places).collect();
     let (lessons, trials) = blocks.split(&labels, rng);
     let (best, sign) = learn(&lessons, &scores, &labels);
     let targets = std::iter::once(TARGET).chain(std::iter::repeat(Target::None));
@@ -46,7 +53,7 @@ pub fn parts(samples: &[Sample<'_>], bin: u64, rng: &mut ChaCha8Rng) -> Vec<Part
                 stretches.iter().map(|&(score, changed, _)| (score, changed)).collect();
             let block_of: Vec<usize> = stretches.iter().map(|&(.., block)| block).collect();
             let what = (Attack::StartStop, statistic, target);
-            Part::new(what, ranking.len(), trials.names().to_vec(), Interval::Drawn, move |times| {
+            Part::new(what, ranking.len(), trials.names().to_vec(), Resampling::Drawn, move |times| {
                 weighted_auc(&ranking, |place| times[block_of[place]])
             })
         })
@@ -75,6 +82,23 @@ fn scores(window: Window<'_>, bin: u64) -> Scores {
     let center = mean(&gaps);
     let centered: Vec<f64> = gaps.into_iter().map(|gap| gap - center).collect();
     [cusum(&counts), glr_mean(&counts), cusum(&uneven), glr_variance(&centered)]
+}
+
+/// Each score's place among all of its detector: 0 for the least, 1 for the greatest, like ones at the middle of theirs.
+fn placed(scores: &[Scores]) -> Vec<Scores> {
+    let last = scores.len().saturating_sub(1).max(1) as f64;
+    let of: [Vec<f64>; DETECTORS] = std::array::from_fn(|detector| {
+        let mut column: Vec<f64> = scores.iter().map(|scores| scores[detector]).collect();
+        column.sort_unstable_by(f64::total_cmp);
+        column
+    });
+    let place = |column: &[f64], score: f64| {
+        let below = column.partition_point(|other| other.total_cmp(&score).is_lt());
+        let reached = column.partition_point(|other| other.total_cmp(&score).is_le());
+        (below + reached - 1) as f64 / 2.0 / last
+    };
+    let of_one = |scores: &Scores| std::array::from_fn(|detector| place(&of[detector], scores[detector]));
+    scores.iter().map(of_one).collect()
 }
 
 /// The detector that tells these stretches apart best, and whether high means a change (1) or none (-1).
@@ -141,6 +165,34 @@ mod tests {
             let mean = findings.iter().map(|finding| finding.value).sum::<f64>() / tries as f64;
             assert!((mean - 0.5).abs() < 0.04, "{link:?}: {mean} on average");
         }
+    }
+
+    #[test]
+    fn a_run_that_scores_higher_and_has_more_changes_is_taken_for_nothing() {
+        // The second link's gaps are spread wider, throughout: of every ten of its stretches eight change, of the first's two.
+        let wrong = (0..20).filter(|&seed| {
+            let mut rng = ChaCha8Rng::seed_from_u64(700 + seed);
+            let runs: Vec<Vec<Planted>> = [(Link::Constant, 2), (Link::Jittered, 8)]
+                .into_iter()
+                .map(|(link, changes)| {
+                    let stretch = |stretch: u32| {
+                        let label = u16::from(stretch % 10 < changes);
+                        link.block(stretch / 5, label, |_, _| true, &mut rng)
+                    };
+                    (0..100).map(stretch).collect()
+                })
+                .collect();
+            let runs: Vec<Vec<Sample<'_>>> = (0..)
+                .zip(&runs)
+                .map(|(run, planted)| {
+                    let samples = whole(planted);
+                    samples.into_iter().map(|one| Sample { block: one.block + 20 * run, ..one }).collect()
+                })
+                .collect();
+            !parts(&runs, 20 * MILLI, &mut rng)[0].finding(&mut rng).interval.holds(0.5)
+        });
+        let wrong = wrong.count();
+        assert!(wrong <= 3, "{wrong} of 20 intervals rule 0.5 out");
     }
 
     #[test]

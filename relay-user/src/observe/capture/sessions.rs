@@ -6,8 +6,6 @@ const WINDOW: u64 = 1024;
 const COUNTERS: u64 = 1 << 28;
 /// Sessions of a direction that are followed at once: the one in use and those that just went out of use.
 const FOLLOWED: usize = 8;
-/// Beginnings that are kept: a week of rekeys.
-const BEGINNINGS: usize = 8192;
 
 /// What a counter says about its cell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +36,6 @@ pub struct Sessions {
     followed: Vec<Session>,
     lost: u64,
     begun: u64,
-    beginnings: Vec<u64>,
 }
 
 impl Sessions {
@@ -63,9 +60,6 @@ impl Sessions {
             }
         }
         self.begun += 1;
-        if self.beginnings.len() < BEGINNINGS {
-            self.beginnings.push(at);
-        }
         let mut session =
             Session { index, first: counter, highest: counter, cells: 1, latest: at, window: [0; 16] };
         session.mark(counter);
@@ -81,11 +75,6 @@ impl Sessions {
     /// Sessions seen; each but the first is a rekey or a new handshake.
     pub const fn begun(&self) -> u64 {
         self.begun
-    }
-
-    /// When each session's first cell was seen, in nanoseconds; the first 8192.
-    pub fn beginnings(&self) -> &[u64] {
-        &self.beginnings
     }
 }
 
@@ -165,6 +154,6 @@ mod tests {
             sessions.take(u64::from(index), index, 2);
         }
         assert_eq!((sessions.begun(), sessions.lost()), (100_000, 100_000));
-        assert_eq!((sessions.followed.len(), sessions.beginnings().len()), (FOLLOWED, BEGINNINGS));
+        assert_eq!(sessions.followed.len(), FOLLOWED);
     }
 }

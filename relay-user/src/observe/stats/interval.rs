@@ -48,9 +48,15 @@ pub fn bootstrap(
         return UNBOUNDED;
     }
     values.sort_unstable_by(f64::total_cmp);
-    let n = blocks as f64;
-    let tail = normal_p(-student_quantile(blocks - 1) * (n / (n - 1.0)).sqrt());
+    let tail = normal_p(-expanded(blocks));
     Interval { low: quantile(&values, tail), high: quantile(&values, 1.0 - tail) }
+}
+
+/// How many deviations to go out to in draws of so many blocks, two or more: what holds 95 % of normal ones, further as
+/// blocks get fewer.
+pub(super) fn expanded(blocks: usize) -> f64 {
+    let n = blocks as f64;
+    student_quantile(blocks - 1) * (n / (n - 1.0)).sqrt()
 }
 
 /// The interval of a smooth `statistic` from leaving out one of `blocks` blocks at a time.

@@ -23,6 +23,17 @@ pub fn permutation(observed: f64, shuffles: usize, mut null: impl FnMut() -> f64
     Permuted { p: (1 + reached) as f64 / (1 + shuffles) as f64, bound: quantile(&values, 0.95) }
 }
 
+/// The p-value of one look, `first`, and of as many more as make `looks` in all, each of `shuffles` other permutations: of
+/// one alone none is less than 1 / (shuffles + 1), which is not small among many tests. `again` gives the p-value of one
+/// more look. Not a number where a look is none.
+pub fn looked_again(first: f64, shuffles: usize, looks: usize, again: impl FnMut() -> f64) -> f64 {
+    let all = shuffles as f64 + 1.0;
+    // p is (1 + those that reach it) / (1 + permutations).
+    let more = std::iter::repeat_with(again).take(looks.saturating_sub(1));
+    let reached: f64 = std::iter::once(first).chain(more).map(|p| p * all - 1.0).sum();
+    (1.0 + reached) / (1.0 + looks.max(1) as f64 * shuffles as f64)
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::{ks_uniform, mean, normal, shuffle};
@@ -49,5 +60,16 @@ mod tests {
         assert!(ks_uniform(&without) < 0.082, "{}", ks_uniform(&without));
         assert!((0..20).all(|_| p(2.0, &mut rng) <= 0.01));
         assert!(permutation(f64::NAN, 10, || 0.0).bound.is_nan());
+    }
+    #[test]
+    fn looks_add_up() {
+        let near = |a: f64, b: f64| (a - b).abs() < 1e-12;
+        assert!(near(looked_again(0.002, 499, 1, || unreachable!()), 0.002));
+        assert!(near(looked_again(0.002, 499, 12, || 0.002), 1.0 / 5989.0), "none reached it");
+        assert!(
+            near(looked_again(0.004, 499, 12, || 0.012), 57.0 / 5989.0),
+            "one of the first, five of each other"
+        );
+        assert!(looked_again(0.002, 499, 2, || f64::NAN).is_nan());
     }
 }
