@@ -126,8 +126,8 @@ pub(super) fn all(runs: &[Run], found: &mut Found, rng: &mut ChaCha8Rng) {
     let mut rows = Vec::new();
     let wires: Vec<(Host, Host)> = CLIENT.into_iter().chain(TRUNKS).collect();
     let directions = parts(&wires, rng, |wire, rng| {
-        let samples = changes(runs, wire);
-        (!samples.is_empty()).then(|| start_stop::parts(&samples, CHANGE_BIN, rng))
+        let runs = changes(runs, wire);
+        runs.iter().any(|run| !run.is_empty()).then(|| start_stop::parts(&runs, CHANGE_BIN, rng))
     });
     rows.push(match furthest(&directions, &wires, rng).into_iter().next() {
         Some((finding, note)) => Row { note, ..row(first, &finding) },
@@ -335,33 +335,30 @@ fn beside<'a>(run: &'a Run, pairs: &'a [Followed], counted: &'a [(u64, u64)]) ->
         .collect()
 }
 
-/// The moments around each border of two stretches, run by run: labelled 1 where payload begins, ends or changes, 0 where it
-/// goes on.
+/// The moments around each border of two stretches, run by run: labelled 1 where payload begins or ends, 0 where
+/// there is none on either side.
 fn changes(runs: &[Run], (from, to): (Host, Host)) -> Vec<Vec<Sample<'_>>> {
     // Borders have the same number in every direction, though one were not seen in a run.
     let mut border = 0;
-    let mut of_run = |run: &'_ Run| {
-        let borders = run.blocks.windows(2).filter_map(|pair| {
-            let [before, after] = pair else { return None };
+    let mut changes = Vec::new();
+    for run in runs {
+        let mut samples = Vec::new();
+        for pair in run.blocks.windows(2) {
+            let [before, after] = pair else { continue };
             border += 1;
             let payload = |block: &super::record::Block| block.scenario.filter(|one| *one != Scenario::Idle);
             let (old, new) = (payload(before), payload(after));
             // From one payload to another something ends and something begins, and neither is clean.
-            (old.is_none() || new.is_none()).then_some((after.from, u16::from(old != new), border))
-        });
-        borders.collect::<Vec<_>>()
-    };
-    let borders: Vec<(&Run, Vec<(u64, u16, u32)>)> = runs.iter().map(|run| (run, of_run(run))).collect();
-    let seen = borders.into_iter().filter_map(|(run, borders)| Some((run.wire(from, to)?, borders)));
-    seen.map(|(trace, borders)| {
-        let sample = |(at, label, block): (u64, u16, u32)| Sample {
-            window: trace.window(at.saturating_sub(AROUND), at + AROUND),
-            label,
-            block,
-        };
-        borders.into_iter().map(sample).collect()
-    })
-    .collect()
+            if old.is_some() && new.is_some() {
+                continue;
+            }
+            let Some(trace) = run.wire(from, to) else { continue };
+            let window = trace.window(after.from.saturating_sub(AROUND), after.from + AROUND);
+            samples.push(Sample { window, label: u16::from(old != new), block: border });
+        }
+        changes.push(samples);
+    }
+    changes
 }
 
 /// Which test of which family.

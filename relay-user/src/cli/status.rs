@@ -1,5 +1,6 @@
 //! `relay status`.
 
+use std::fmt::Write as _;
 use std::io::Read;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -18,6 +19,12 @@ const MAX_ANSWER_LEN: u64 = 1 << 20;
 
 /// What the names in the answer mean that do not say it themselves.
 pub(super) const EXPLANATION: &str = "\
+Drops (drops.*), cells and packets by reason; among them
+  edge_queue_delay           packets that waited for their circuit's cells for too long (CoDel)
+  edge_circuit_gone, circuit_ended
+                             packets and cells that waited when their circuit or link ended
+  lost_cell, late_cell, cut_packet
+                             cells of circuits that end here, as far as their numbers tell, and packets that they cost
 Rates (rates.*):
   policy                     of clients' links: fixed, scheduled or adaptive
   epoch_seconds              classes change at multiples of this in Unix time, and never between
@@ -36,8 +43,11 @@ together. Upper bounds in bits; days begin at midnight, UTC. What a peer decides
 #[derive(Args, Debug)]
 pub(super) struct Arguments {
     /// Print the answer as JSON.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "metrics")]
     json: bool,
+    /// Print the answer's numbers in the text format of Prometheus, as for a collector that reads files.
+    #[arg(long)]
+    metrics: bool,
     #[command(flatten)]
     target: Target,
 }
@@ -62,6 +72,8 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let status = ask(&socket)?;
     if arguments.json {
         println!("{status}");
+    } else if arguments.metrics {
+        print!("{}", metrics(&status));
     } else {
         print!("{}", table(&status));
     }
@@ -116,10 +128,52 @@ fn flatten(name: &str, value: &Value, rows: &mut Vec<(String, String)>) {
     }
 }
 
+/// One line per number, yes and no as 1 and 0. What there are several of has a label: the drops' reason, a link's peer, a
+/// socket's queue.
+fn metrics(status: &Value) -> String {
+    let mut lines = String::new();
+    sample("evenwire", "", status, &mut lines);
+    lines
+}
+
+fn sample(name: &str, label: &str, value: &Value, lines: &mut String) {
+    let mut number = |value: &dyn std::fmt::Display| {
+        // Writing to a string does not fail.
+        let _ = writeln!(lines, "{name}{label} {value}");
+    };
+    match value {
+        Value::Number(value) => number(value),
+        Value::Bool(value) => number(&u8::from(*value)),
+        Value::Null | Value::String(_) => {}
+        Value::Object(fields) if name.ends_with("_drops") => {
+            for (reason, count) in fields {
+                sample(name, &format!("{{reason=\"{reason}\"}}"), count, lines);
+            }
+        }
+        Value::Object(fields) => {
+            for (field, value) in fields {
+                sample(&format!("{name}_{field}"), label, value, lines);
+            }
+        }
+        Value::Array(entries) => {
+            for entry in entries {
+                let of = ["peer", "queue"].into_iter().find_map(|key| Some((key, entry.get(key)?)));
+                let label = of.map_or_else(String::new, |(key, value)| {
+                    format!(
+                        "{{{key}=\"{}\"}}",
+                        value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+                    )
+                });
+                sample(name, &label, entry, lines);
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write;
+    use std::io::Write as _;
     use std::os::unix::net::UnixListener;
 
     fn answering(answer: &'static [u8]) -> anyhow::Result<Value> {
@@ -179,6 +233,33 @@ mod tests {
         };
         assert_eq!((shown("bits_today").as_str(), shown("epsilon_today").as_str()), ("3.029661", "2.1"));
         assert_eq!((shown("opportunities").as_str(), shown("changes").as_str()), ("3", "0"));
+    }
+
+    #[test]
+    fn numbers_are_metrics_and_words_are_none() {
+        let status = serde_json::json!({
+            "name": "entry", "ready": true, "xdp_mode": null, "missed_slots": 7,
+            "drops": {"queue_full": 3}, "links": [{"peer": "middle", "up": false, "lanes": 2}],
+            "queues": [{"queue": 1, "need_wakeup": true}], "self_audit": {"alarm": false, "at_least": null},
+            "rates": {"leakage": {"bits_today": 1.5}},
+        });
+        let text = metrics(&status);
+        let mut lines: Vec<&str> = text.lines().collect();
+        lines.sort_unstable();
+        assert_eq!(
+            lines,
+            [
+                "evenwire_drops{reason=\"queue_full\"} 3",
+                "evenwire_links_lanes{peer=\"middle\"} 2",
+                "evenwire_links_up{peer=\"middle\"} 0",
+                "evenwire_missed_slots 7",
+                "evenwire_queues_need_wakeup{queue=\"1\"} 1",
+                "evenwire_queues_queue{queue=\"1\"} 1",
+                "evenwire_rates_leakage_bits_today 1.5",
+                "evenwire_ready 1",
+                "evenwire_self_audit_alarm 0",
+            ]
+        );
     }
 
     #[test]

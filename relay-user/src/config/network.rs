@@ -137,6 +137,17 @@ impl NetworkDocument {
         free.next().filter(|_| free.next().is_none()).map(String::as_str)
     }
 
+    /// Names of the classes that clients' links may come to have, repeats included.
+    pub fn client_classes(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = self.client_class().into_iter().collect();
+        if let Some(clients) = &self.clients {
+            names.extend(clients.hours.iter().map(|hour| hour.class.as_str()));
+            names.extend(clients.adaptive.iter().flat_map(|adaptive| &adaptive.classes).map(String::as_str));
+            names.extend(clients.lower.iter().map(String::as_str));
+        }
+        names
+    }
+
     /// Reads a document without asking who signed it or whether it holds; for showing and signing only.
     ///
     /// # Errors
@@ -253,7 +264,7 @@ impl NetworkDocument {
         for trunk in &raw.trunks {
             rates::room(source, &trunk.hours, &trunk.lower, &document)?;
         }
-        rates::told_in_time(source, raw.epochs.as_ref(), &document)?;
+        rates::told_in_time(source, raw.epochs.as_ref(), raw.clients.as_ref(), &document)?;
         Ok(document)
     }
 }

@@ -161,7 +161,7 @@ pub(super) fn room(
     document: &NetworkDocument,
 ) -> Result<(), ConfigError> {
     let rate = |name: &str| document.classes.get(name).map_or(0, |class| class.rate);
-    let names = of_clients(document);
+    let names = document.client_classes();
     let needed = names.iter().copied().map(rate).max().unwrap_or(0);
     let laws: Vec<Law> =
         names.iter().filter_map(|name| document.classes.get(*name)).map(|class| class.schedule).collect();
@@ -178,29 +178,19 @@ pub(super) fn room(
     Ok(())
 }
 
-/// Names of the classes that clients' links may come to have.
-fn of_clients(document: &NetworkDocument) -> Vec<&str> {
-    let mut names: Vec<&str> = document.client_class().into_iter().collect();
-    if let Some(clients) = &document.clients {
-        names.extend(clients.hours.iter().map(|hour| hour.class.as_str()));
-        names.extend(clients.adaptive.iter().flat_map(|adaptive| &adaptive.classes).map(String::as_str));
-        names.extend(clients.lower.iter().map(String::as_str));
-    }
-    names
-}
-
 /// Whether epochs are long enough for what client and entry tell each other: the last telling must be there before the
 /// peer decides, by a clock that is [`MAX_SKEW`] ahead, and behind [`TOLD_SLOTS`] slots of the slowest class.
 pub(super) fn told_in_time(
     source: &Source,
-    raw: Option<&RawEpochs>,
+    epochs: Option<&RawEpochs>,
+    clients: Option<&RawClients>,
     document: &NetworkDocument,
 ) -> Result<(), ConfigError> {
-    let (Some(raw), Some(clients)) = (raw, &document.clients) else { return Ok(()) };
+    let (Some(raw), Some(clients)) = (clients, &document.clients) else { return Ok(()) };
     if clients.adaptive.is_none() && clients.lower.is_empty() {
         return Ok(());
     }
-    let classes = of_clients(document).into_iter().filter_map(|name| document.classes.get(name));
+    let classes = document.client_classes().into_iter().filter_map(|name| document.classes.get(name));
     let slowest = classes.map(|class| class.rate).min().unwrap_or(1).max(1);
     let needed = Nanos(MAX_SKEW.0 + WAY.0 + TOLD_SLOTS * Nanos::SECOND.0 / u64::from(slowest));
     let fits = |seconds: u32| Epochs::new(seconds).margin() >= needed;
@@ -209,8 +199,9 @@ pub(super) fn told_in_time(
     }
     let seconds = |time: Nanos| time.0 as f64 / Nanos::SECOND.0 as f64;
     let what = format!(
-        "is too short: what an end chooses is told {:.2} s before the other decides, and clocks {} s apart and {TOLD_SLOTS} \
+        "an epoch of {} s is too short: what an end chooses is told {:.2} s before the other decides, and clocks {} s apart and {TOLD_SLOTS} \
          slots at {slowest} cells per second take {:.2} s",
+        document.epoch_seconds,
         seconds(Epochs::new(document.epoch_seconds).margin()),
         seconds(MAX_SKEW),
         seconds(needed)
@@ -218,10 +209,14 @@ pub(super) fn told_in_time(
     let parts =
         (document.epoch_seconds..=SECONDS_PER_DAY).filter(|&part| SECONDS_PER_DAY.is_multiple_of(part));
     let remedy = match parts.into_iter().find(|&part| fits(part)) {
-        Some(enough) => format!("write {enough} or more"),
+        Some(enough) => format!("write epochs.seconds = {enough} or more"),
         None => "give clients' slowest class a higher rate".to_owned(),
     };
-    Err(source.refuse(&raw.seconds, "epochs.seconds", what, remedy))
+    Err(match epochs {
+        Some(epochs) => source.refuse(&epochs.seconds, "epochs.seconds", what, remedy),
+        // The usual length is nowhere in the document.
+        None => source.refuse(&raw.class, "clients.class", what, remedy),
+    })
 }
 
 /// The classes that lasting loss leads to, checked: each slower than the one before, the first than `class`.

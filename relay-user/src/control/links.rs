@@ -16,7 +16,7 @@ use crate::crypto::handshake::Initiator;
 use crate::crypto::retry::{InitGuard, TokenKeys};
 use crate::crypto::{LinkKeys, StaticKey, Suite};
 use crate::engine::extra::Extra;
-use crate::engine::schedule::{Law, RateOffset};
+use crate::engine::schedule::{Law, Offsets};
 use crate::engine::time::Nanos;
 use crate::engine::{Command, Session};
 use crate::rates::Plan;
@@ -128,6 +128,7 @@ pub(super) struct Links {
     free: Vec<Vec<u32>>,
     slots: HashSet<u32>,
     pub(super) rates: Rates,
+    offsets: Offsets,
     /// Machines that run on every link, beyond its schedule.
     machines: Option<Maybenot>,
 }
@@ -156,6 +157,7 @@ impl Links {
             free: free.collect(),
             slots: HashSet::new(),
             rates,
+            offsets: Offsets::default(),
             machines: None,
         }
     }
@@ -165,9 +167,16 @@ impl Links {
         self.machines = Some(machines);
     }
 
-    /// Whether what leaves depends on the schedule alone.
-    pub(super) const fn keeps_guarantee(&self) -> bool {
-        self.machines.is_none()
+    /// What bounds what leaves: `schedule` where it depends on that alone, `ledger` where a class may follow demand or loss,
+    /// `lost` where machines answer the payload.
+    pub(super) fn guarantee(&self) -> &'static str {
+        let clients = self.identity.iter().map(|identity| &identity.clients);
+        let mut plans = self.peers.iter().map(|peer| &peer.plan).chain(clients);
+        match (&self.machines, plans.any(|plan| plan.follows())) {
+            (Some(_), _) => "lost",
+            (None, true) => "ledger",
+            (None, false) => "schedule",
+        }
     }
 
     fn set_extra(
@@ -298,7 +307,7 @@ impl Links {
             return false;
         };
         let governor = self.governor_for(who, plan, now);
-        let offset = RateOffset::draw(rng);
+        let offset = self.offsets.draw(now, rng);
         let schedule = self.rates.schedule(governor.class(), offset, now, rng);
         out.worker(Command::AddLink { link: number, schedule });
         if plan.may_change() {

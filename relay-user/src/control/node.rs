@@ -176,7 +176,7 @@ impl Node {
     fn log_breaches(&mut self) {
         let AuditState { breaches, last, .. } = self.audit();
         if breaches > self.breaches_logged
-            && let Some(Breach { statistic, at_least }) = last
+            && let Some((_, Breach { statistic, at_least })) = last
         {
             self.breaches_logged = breaches;
             log::error!(
@@ -225,13 +225,15 @@ impl Node {
                 circuits.on_closed(circuit, links);
             }
             (Event::Created { ahead, frame }, Part::Client(own)) => {
-                if let Some(builder) = own.builders().find(|builder| builder.is_created_by(ahead)) {
-                    builder.on_created(ahead, frame, now, rng, out);
+                match own.builders().find(|builder| builder.is_created_by(ahead)) {
+                    Some(builder) => builder.on_created(ahead, frame, now, rng, out),
+                    None => out.refuse(Refusal::Unexpected),
                 }
             }
             (Event::Extended { circuit, depth, command, frame, .. }, Part::Client(own)) => {
-                if let Some(builder) = own.builders().find(|builder| builder.is_of(circuit)) {
-                    builder.on_extended(circuit, depth, command, frame, now, rng, out);
+                match own.builders().find(|builder| builder.is_of(circuit)) {
+                    Some(builder) => builder.on_extended(circuit, depth, command, frame, now, rng, out),
+                    None => out.refuse(Refusal::Unexpected),
                 }
             }
             (Event::CircuitClosed { circuit, reason }, Part::Client(own)) => {
@@ -368,7 +370,7 @@ impl Node {
                 Part::Client(own) => own.decoys.as_ref().map(Decoys::begun),
                 Part::Relay(_) => None,
             },
-            guarantee: if self.links.keeps_guarantee() { "schedule" } else { "lost" },
+            guarantee: self.links.guarantee(),
             self_audit: self.audit().into(),
             rates: RatesStatus::new(&self.links.rates, self.policy),
         }

@@ -79,8 +79,10 @@ async fn relay<W: Witness>(
     let clock = Clock::start();
     let mut rng = system_rng()?;
     let mut limits = Limits { exit: config.exit.is_some(), ..Limits::default() };
-    limits.events = 2 * limits.circuits as usize;
-    limits.waiting = config.datapath.frames as usize / 2;
+    // A fill ring has a quarter of the frames at most. What is left of them is for slots: peers who send more than the
+    // control plane takes must not leave them without.
+    let frames = config.datapath.frames as usize;
+    (limits.events, limits.waiting) = (frames / 8, frames / 2);
     let clients = Arc::new(plans::of_clients(&config.network, &network, ClientPolicy::Adaptive)?);
     let rates = rates(&network, clock, &mut rng);
     limits.spare = rates.spare(&clients);
@@ -262,7 +264,7 @@ fn seats<P: Port, W: Witness>(
 ) -> Vec<Seat<P, W>> {
     let count = ports.len().max(1);
     // The frames that may wait are the node's.
-    let limits = Limits { waiting: limits.waiting / count, ..limits };
+    let limits = Limits { waiting: limits.waiting / count, events: limits.events / count, ..limits };
     ports
         .into_iter()
         .zip(edges)

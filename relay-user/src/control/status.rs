@@ -40,7 +40,8 @@ pub(super) struct Status {
     /// Decoy circuits that a client began; `None` where it has no timetable for them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) decoys_begun: Option<u64>,
-    /// `schedule` where what leaves depends on it alone, `lost` where Maybenot machines add to it.
+    /// `schedule` where what leaves depends on it alone, `ledger` where classes may follow demand or loss by as much as the
+    /// ledger says, `lost` where Maybenot machines add to it.
     pub(super) guarantee: &'static str,
     pub(super) self_audit: SelfAuditStatus,
     pub(super) rates: RatesStatus,
@@ -65,8 +66,8 @@ impl From<AuditState> for SelfAuditStatus {
             alarm: state.breaches > 0,
             breaches: state.breaches,
             epochs: state.epochs,
-            statistic: state.last.map(|breach| breach.statistic.name()),
-            at_least: state.last.map(|breach| breach.at_least),
+            statistic: state.last.map(|(_, breach)| breach.statistic.name()),
+            at_least: state.last.map(|(_, breach)| breach.at_least),
         }
     }
 }
@@ -197,7 +198,7 @@ mod tests {
     fn a_breach_is_told_and_what_it_came_from_is_not() {
         let quiet = serde_json::to_value(SelfAuditStatus::from(AuditState::default())).unwrap();
         assert_eq!(quiet["alarm"], false);
-        let last = Some(Breach { statistic: Statistic::Auc, at_least: 0.1 });
+        let last = Some((7, Breach { statistic: Statistic::Auc, at_least: 0.1 }));
         let state = AuditState { epochs: 9, breaches: 2, last };
         let told = serde_json::to_value(SelfAuditStatus::from(state)).unwrap();
         let expected = serde_json::json!({

@@ -151,9 +151,30 @@ impl Packer {
         self.waiting + self.unsent
     }
 
-    /// Packets that CoDel has dropped since the start.
+    /// Packets that CoDel has dropped since the start, or since [`Self::take_dropped`].
     pub fn dropped(&self) -> u64 {
         self.dropped
+    }
+
+    /// The same, which begins anew.
+    pub fn take_dropped(&mut self) -> u64 {
+        std::mem::take(&mut self.dropped)
+    }
+
+    /// Empties the queue of a circuit that is gone. Returns how many packets nobody gets whole.
+    pub fn abandon(&mut self) -> u64 {
+        let mut packets = u64::from(self.unsent > 0);
+        self.discard(self.unsent);
+        self.unsent = 0;
+        while self.used > 0 {
+            let mut record = [0; RECORD_OVERHEAD];
+            self.peek(&mut record);
+            let [.., l0, l1] = record;
+            self.discard(RECORD_OVERHEAD + usize::from(u16::from_be_bytes([l0, l1])));
+            packets += 1;
+        }
+        self.waiting = 0;
+        packets
     }
 
     /// Makes the next packet that CoDel lets live the begun block. False when none is left.
@@ -316,6 +337,19 @@ mod tests {
     }
 
     #[test]
+    fn what_waits_when_a_circuit_ends_is_counted() {
+        let mut packer = Packer::new(16384);
+        assert_eq!(packer.abandon(), 0);
+        packer.push(BlockKind::Ipv4, &[1; 1400], 0).unwrap();
+        packer.push(BlockKind::Ipv6, &[2; 40], 0).unwrap();
+        fill(&mut packer, 0);
+        assert_eq!(packer.abandon(), 2, "one in part, one whole");
+        assert!(packer.is_empty() && packer.len_bytes() == 0);
+        packer.push(BlockKind::Ipv4, &[3; 1400], 0).unwrap();
+        assert_eq!(packer.abandon(), 1);
+    }
+
+    #[test]
     fn a_header_never_straddles_cells() {
         for left in 0..=3 {
             let mut packer = Packer::new(16384);
@@ -357,7 +391,9 @@ mod tests {
             }
             fill(&mut packer, now);
         }
-        assert!(packer.dropped() > 20, "{}", packer.dropped());
+        let dropped = packer.take_dropped();
+        assert!(dropped > 20, "{dropped}");
+        assert_eq!(packer.take_dropped(), 0);
     }
 
     #[test]
@@ -371,6 +407,6 @@ mod tests {
             fill(&mut packer, now);
             now += 100 * MS;
         }
-        assert_eq!(packer.dropped(), 0);
+        assert_eq!(packer.take_dropped(), 0);
     }
 }

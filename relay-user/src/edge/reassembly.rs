@@ -166,7 +166,12 @@ impl Reassembler {
         }
     }
 
-    /// How often `reason` occurred.
+    /// How often each reason occurred since this was last asked, in the order of [`ReassemblyDrop::ALL`].
+    pub fn take_drops(&mut self) -> [u64; ReassemblyDrop::ALL.len()] {
+        std::mem::take(&mut self.assembly.counts)
+    }
+
+    /// How often `reason` occurred, since [`Self::take_drops`].
     pub fn dropped(&self, reason: ReassemblyDrop) -> u64 {
         self.assembly.counts[reason as usize]
     }

@@ -157,8 +157,10 @@ impl<W: Witness> Engine<W> {
         self.wheel.remove(number);
         self.due.retain(|due| due.link != number);
         self.extras = self.due.iter().filter(|due| due.extra).count();
-        self.waiting -= self.control.clear(&mut link.control, |cell| matches!(cell, ControlCell::Ready(_)));
-        self.cells.clear(&mut link.held, |_| true);
+        let cleared = self.control.clear(&mut link.control, |cell| matches!(cell, ControlCell::Ready(_)));
+        self.waiting -= cleared;
+        let held = self.cells.clear(&mut link.held, |_| true);
+        self.counters.drop_all(DropReason::Ended, cleared + held);
         while let Some(place) = link.sessions {
             self.sessions.remove(place, &mut link.sessions);
         }
@@ -232,7 +234,9 @@ impl<W: Witness> Engine<W> {
     fn detach_ahead(&mut self, number: u32) {
         let Some(Some(circuit)) = self.circuits.get_mut(number as usize) else { return };
         let Some(side) = circuit.ahead.take() else { return };
-        self.waiting -= self.cells.clear(&mut circuit.queues[Direction::Ahead as usize], |_| true);
+        let cleared = self.cells.clear(&mut circuit.queues[Direction::Ahead as usize], |_| true);
+        self.waiting -= cleared;
+        self.counters.drop_all(DropReason::Ended, cleared);
         self.leave(number, Direction::Ahead, side);
     }
 
@@ -281,7 +285,9 @@ impl<W: Witness> Engine<W> {
     ) {
         for direction in [Direction::Back, Direction::Ahead] {
             let Some(Some(circuit)) = self.circuits.get_mut(number as usize) else { return };
-            self.waiting -= self.cells.clear(&mut circuit.queues[direction as usize], |_| true);
+            let cleared = self.cells.clear(&mut circuit.queues[direction as usize], |_| true);
+            self.waiting -= cleared;
+            self.counters.drop_all(DropReason::Ended, cleared);
             let Some(side) = circuit.side(direction) else { continue };
             self.leave(number, direction, side);
             if told_by != Some(direction) {

@@ -38,11 +38,13 @@ pub enum DropReason {
     NoFrame,
     /// The port did not take the cell.
     PortRefused,
+    /// The cell waited for a circuit or a link that ended.
+    Ended,
 }
 
 impl DropReason {
     /// Every reason, in the order of the counters.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::BadHeader,
         Self::UnknownSession,
         Self::WrongSource,
@@ -60,6 +62,7 @@ impl DropReason {
         Self::ControlFull,
         Self::NoFrame,
         Self::PortRefused,
+        Self::Ended,
     ];
 
     /// The reason's name in metrics.
@@ -82,6 +85,7 @@ impl DropReason {
             Self::ControlFull => "control_full",
             Self::NoFrame => "no_frame",
             Self::PortRefused => "port_refused",
+            Self::Ended => "circuit_ended",
         }
     }
 }
@@ -103,6 +107,12 @@ impl Counters {
     #[cold]
     pub fn drop(&mut self, reason: DropReason) {
         self.drops[reason as usize] += 1;
+    }
+
+    /// Counts several.
+    #[cold]
+    pub fn drop_all(&mut self, reason: DropReason, cells: usize) {
+        self.drops[reason as usize] += cells as u64;
     }
 
     /// Drops for `reason`.

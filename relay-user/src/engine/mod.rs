@@ -81,7 +81,7 @@ pub struct Limits {
     /// Circuits, at most.
     pub circuits: u32,
     /// Events that peers cause and that may wait for the control plane. Those of the engine itself (a circuit closed,
-    /// a link silent) have room of their own, one per circuit and two per link.
+    /// a link silent, a session confirmed) have room of their own, one per circuit and three per link.
     pub events: usize,
     /// Cells that may wait in the queues of all circuits and links together. To be kept well below the arena's frames:
     /// where queues take them all, slots find none for cover.
@@ -189,7 +189,7 @@ impl<W: Witness> Engine<W> {
             extras: 0,
             sealed_bound: 0,
             waiting: 0,
-            events: VecDeque::with_capacity(limits.events + circuits + 2 * links),
+            events: VecDeque::with_capacity(limits.events + circuits + 3 * links),
             counters: Counters::default(),
             // No secret: what this key opens is thrown away.
             dummy: HopKeys::derive(

@@ -85,7 +85,8 @@ impl<W: Witness> Engine<W> {
         if newer {
             self.send_with(number, place, now);
             let receive_index = self.sessions.get(place).map_or(0, |session| session.receive_index);
-            self.raise(Event::SessionConfirmed { link: number, receive_index });
+            // It comes once: lost, the control plane would take the link for one that never came up.
+            self.raise_own(Event::SessionConfirmed { link: number, receive_index });
         }
     }
 

@@ -87,8 +87,8 @@ impl fmt::Display for Law {
     }
 }
 
-/// How far one direction of one link is off its class's rate: uniform within [`RATE_OFFSET_PPM`] either way. Who changes a
-/// link's class keeps it: the mean of many offsets would be the host's own clock.
+/// How far one direction of one link is off its class's rate: within [`RATE_OFFSET_PPM`] either way. Who changes a link's
+/// class keeps it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RateOffset(u64);
 
@@ -98,10 +98,36 @@ impl RateOffset {
         Self(rng.next_u64())
     }
 
+    /// Draws one that lies no further than half the range from what `own`, a draw itself, has as its share.
+    fn around(own: Self, rng: &mut impl Rng) -> Self {
+        Self(own.0 / 2 + rng.next_u64() / 2)
+    }
+
     /// The mean gap of a link whose class has `nominal`.
     pub(crate) fn apply(self, nominal: u64) -> u64 {
         let span = nominal / 1_000_000 * u64::from(2 * RATE_OFFSET_PPM);
         nominal - span / 2 + scale(self.0, span)
+    }
+}
+
+/// What one node draws offsets from. Whoever can break a link makes its node draw again and again, and the mean of many
+/// draws would be the host's clock; so half of each offset is the node's own, and stays for a day. Their mean is the clock and
+/// that half, which nobody can tell apart.
+#[derive(Debug, Default)]
+pub(crate) struct Offsets {
+    /// The node's own half, and when it was drawn.
+    own: Option<(Nanos, RateOffset)>,
+}
+
+/// How long a node keeps its half, in nanoseconds.
+const OWN_FOR: Nanos = Nanos(86_400 * Nanos::SECOND.0);
+
+impl Offsets {
+    /// The offset of what begins now.
+    pub(crate) fn draw(&mut self, now: Nanos, rng: &mut impl Rng) -> RateOffset {
+        let kept = self.own.filter(|(drawn, _)| now.since(*drawn) < OWN_FOR);
+        let (_, own) = *self.own.insert(kept.unwrap_or_else(|| (now, RateOffset::draw(rng))));
+        RateOffset::around(own, rng)
     }
 }
 

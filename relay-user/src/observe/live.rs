@@ -4,19 +4,24 @@
 //! ```text
 //!   cell -> its link's stratum: two histograms of lateness, over 32 cells
 //!             full -> payload less cover, share by share          (0 on average, whatever the load was)
-//!                       summed over 1024 cells: a cluster
+//!                       summed over 1024 cells: a cluster          (of one link: 256)
 //!                         summed over 2^17 cells and a minute: an epoch -> one look -> breach or not
+//!                         (of one link: 2^15 and a minute)
 //! ```
+//!
+//! Links are summed together, which sees a little of something that all of them tell, and each by itself: of what one link
+//! in sixty tells, a sixtieth is left among all.
 //!
 //! Lateness moves with the load, and so does the share of payload: over an hour the two go together without any cell
 //! telling what it is. So only cells of the same link that leave close together are compared, and sums over strata count
 //! what is left (as Mantel and Haenszel did). Stalls hit many cells and links at once, and payload comes in bursts; so how
 //! much the sums stray by chance is taken from the clusters, and not from a formula for independent cells.
 //!
-//! A breach is both sure and large. Sure: the sum lies seven of its own standard deviations from zero. For clusters that
-//! fall to either side alike the chance of that is below 2·exp(-7²/2) = 4.6e-11, without any normal approximation
-//! (Hoeffding's bound for self-normalised sums). There are [`STATISTICS`] sums in an epoch and 525,600 epochs in a year at
-//! most: less than 1e-3 false alarms a year and worker. Large: beyond what the design lets pass, AUC 0.5 ± 0.02, or a
+//! A breach is both sure and large. Sure: the sum lies seven of its own standard deviations from zero, that of a single link
+//! eight. For clusters that fall to either side alike the chance of that is below 2·exp(-7²/2) = 4.6e-11 and
+//! 2·exp(-8²/2) = 2.6e-14, without any normal approximation (Hoeffding's bound for self-normalised sums). There are
+//! [`STATISTICS`] sums in an epoch and 525,600 epochs in a year at most, of all together and of each of 256 links: less than
+//! 1e-3 false alarms a year and worker. Large: beyond what the design lets pass, AUC 0.5 ± 0.02, or a
 //! distance of 0.05 between the distributions, since a worker that runs for long enough finds every nanosecond.
 
 /// Bins of a histogram: below 512 ns, then half octaves, then all above 2 ms.
@@ -29,8 +34,11 @@ pub const STATISTICS: usize = BINS;
 const RANKS: usize = BINS - 1;
 /// Cells of a link that are compared with each other.
 const STRATUM: u8 = 32;
-/// Standard deviations.
+/// Standard deviations, of all links together and of one by itself.
 const SURE: f64 = 7.0;
+const SURE_OF_ONE: f64 = 8.0;
+/// A link's clusters and epochs have so much fewer cells: enough clusters that eight deviations can be reached.
+const OF_ONE: u32 = 4;
 /// What is too little to be a breach: of the AUC's distance from one half, and of a distance between distributions.
 const LARGE_AUC: f64 = 0.02;
 pub(super) const LARGE_DISTANCE: f64 = 0.05;
@@ -85,23 +93,23 @@ pub struct Breach {
 /// All that leaves the worker. When an epoch ends depends on all cells and the time, never on which carry payload.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct AuditState {
-    /// Epochs looked at since start. One with hardly any payload, or hardly any cover, shows nothing.
+    /// Epochs of all links together since start. One with hardly any payload, or hardly any cover, shows nothing.
     pub epochs: u64,
-    /// Epochs with a breach.
+    /// Looks that found a breach, of all links together or of one.
     pub breaches: u64,
-    /// The latest breach.
-    pub last: Option<Breach>,
+    /// The latest breach, and when it was found, in nanoseconds of the worker's clock.
+    pub last: Option<(u64, Breach)>,
 }
 
 impl AuditState {
-    /// Two workers' together: of their latest breaches the larger.
+    /// Two workers' together, who have one clock.
     #[must_use]
     pub fn join(self, other: Self) -> Self {
         let breaches = self.last.into_iter().chain(other.last);
         Self {
             epochs: self.epochs + other.epochs,
             breaches: self.breaches + other.breaches,
-            last: breaches.max_by(|one, other| one.at_least.total_cmp(&other.at_least)),
+            last: breaches.max_by_key(|(found, _)| *found),
         }
     }
 }
@@ -124,11 +132,11 @@ struct Score {
     squares: f64,
 }
 
-/// The audit of one worker.
-#[derive(Debug)]
-pub struct SelfAudit {
-    strata: Box<[Stratum]>,
-    pace: Pace,
+/// What strata say, summed over clusters and an epoch.
+#[derive(Clone, Debug)]
+struct Sums {
+    /// Cells of a cluster, and of an epoch at least.
+    pace: [u32; 2],
     /// Sums of the cluster that runs.
     cluster: [f64; STATISTICS],
     cluster_cells: u32,
@@ -136,97 +144,38 @@ pub struct SelfAudit {
     /// Of all strata: what a difference of shares counts in the sums.
     weight: f64,
     cells: u32,
+    /// 0 before anybody looked.
     began: u64,
-    state: AuditState,
 }
 
-impl SelfAudit {
-    /// An audit of links numbered below `links`; `pace` is [`Pace::default`] but in tests.
-    pub fn new(links: u32, pace: Pace) -> Self {
+impl Sums {
+    const fn new(pace: [u32; 2]) -> Self {
+        let none = Score { sum: 0.0, squares: 0.0 };
         Self {
-            strata: vec![EMPTY; links as usize].into_boxed_slice(),
             pace,
             cluster: [0.0; STATISTICS],
             cluster_cells: 0,
-            scores: [Score::default(); STATISTICS],
+            scores: [none; STATISTICS],
             weight: 0.0,
             cells: 0,
             began: 0,
-            state: AuditState::default(),
         }
     }
 
-    /// Notes a cell: `lateness` in nanoseconds after its slot, `u64::MAX` for one that missed it.
+    /// Takes a cell in, and what its stratum says where it was the last of one.
     #[inline]
-    pub fn note(&mut self, link: u32, payload: bool, lateness: u64) {
-        let Some(stratum) = self.strata.get_mut(link as usize) else { return };
-        if let Some(count) = stratum.counts[usize::from(payload)].get_mut(bin(lateness)) {
-            *count += 1;
-        }
-        stratum.noted += 1;
-        if stratum.noted == STRATUM {
-            let full = std::mem::replace(stratum, EMPTY);
-            self.add(&full);
+    fn note(&mut self, stratum: Option<&(Differences, f64)>) {
+        if let Some((differences, weight)) = stratum {
+            for (sum, difference) in self.cluster.iter_mut().zip(differences) {
+                *sum += difference;
+            }
+            self.weight += weight;
         }
         self.cells = self.cells.saturating_add(1);
         self.cluster_cells += 1;
-        if self.cluster_cells >= self.pace.cluster {
+        if self.cluster_cells >= self.pace[0] {
             self.end_cluster();
         }
-    }
-
-    /// Ends an epoch that has lasted long enough. To be called now and then; `now` in nanoseconds of any one clock.
-    /// Returns whether it was a breach.
-    pub fn look(&mut self, now: u64) -> bool {
-        if self.began == 0 {
-            self.began = now;
-        }
-        if self.cells < self.pace.cells || now.saturating_sub(self.began) < self.pace.span {
-            return false;
-        }
-        self.end_cluster();
-        let breach = self.judge();
-        self.state.epochs += 1;
-        if breach.is_some() {
-            self.state.breaches += 1;
-            self.state.last = breach;
-        }
-        self.scores = [Score::default(); STATISTICS];
-        self.weight = 0.0;
-        self.cells = 0;
-        self.began = now;
-        breach.is_some()
-    }
-
-    /// What may be told.
-    pub const fn state(&self) -> AuditState {
-        self.state
-    }
-
-    /// Adds what one stratum says: nothing where it holds one kind of cell only.
-    fn add(&mut self, stratum: &Stratum) {
-        let [cover, payload] = &stratum.counts;
-        let total = |counts: &[u8; BINS]| counts.iter().map(|&count| f64::from(count)).sum::<f64>();
-        let (covers, payloads) = (total(cover), total(payload));
-        if covers == 0.0 || payloads == 0.0 {
-            return;
-        }
-        let cells = covers + payloads;
-        let (mut cover_below, mut payload_below) = (0.0, 0.0);
-        for ((sum, &c), &p) in self.cluster.iter_mut().zip(cover).zip(payload) {
-            let (c, p) = (f64::from(c), f64::from(p));
-            cover_below += c;
-            payload_below += p;
-            // In the last bin both shares are 1, and nothing is added.
-            *sum += (payload_below * covers - cover_below * payloads) / cells;
-        }
-        let (wins, pairs) = crate::observe::stats::ranked(
-            cover.iter().zip(payload).map(|(&c, &p)| [f64::from(c), f64::from(p)]),
-        );
-        if let Some(sum) = self.cluster.get_mut(RANKS) {
-            *sum += (wins - pairs / 2.0) / cells;
-        }
-        self.weight += payloads * covers / cells;
     }
 
     fn end_cluster(&mut self) {
@@ -238,9 +187,23 @@ impl SelfAudit {
         }
     }
 
+    /// Ends an epoch that has lasted long enough: whether it did, and whether it was a breach.
+    fn look(&mut self, now: u64, span: u64, sure: f64) -> (bool, Option<Breach>) {
+        if self.began == 0 {
+            self.began = now;
+        }
+        if self.cells < self.pace[1] || now.saturating_sub(self.began) < span {
+            return (false, None);
+        }
+        self.end_cluster();
+        let breach = self.judge(sure);
+        *self = Self { began: now, ..Self::new(self.pace) };
+        (true, breach)
+    }
+
     /// The largest of what is sure, measured by what passes.
-    fn judge(&self) -> Option<Breach> {
-        let sure = self.scores.iter().enumerate().filter(|(_, score)| score.deviations() >= SURE);
+    fn judge(&self, sure: f64) -> Option<Breach> {
+        let sure = self.scores.iter().enumerate().filter(|(_, score)| score.deviations() >= sure);
         let sizes = sure.map(|(place, score)| {
             let size = score.sum.abs() / self.weight;
             match place {
@@ -254,6 +217,99 @@ impl SelfAudit {
         }
         let at_least = SIZES.iter().rev().find(|&&step| step <= size).copied().unwrap_or(SIZES[0]);
         Some(Breach { statistic, at_least })
+    }
+}
+
+/// The audit of one worker.
+#[derive(Debug)]
+pub struct SelfAudit {
+    /// Of each link, the stratum that fills, and what those before it say.
+    links: Box<[(Stratum, Sums)]>,
+    all: Sums,
+    span: u64,
+    state: AuditState,
+}
+
+impl SelfAudit {
+    /// An audit of links numbered below `links`; `pace` is [`Pace::default`] but in tests.
+    pub fn new(links: u32, Pace { cluster, cells, span }: Pace) -> Self {
+        let of_one = Sums::new([cluster / OF_ONE, cells / OF_ONE]);
+        Self {
+            links: vec![(EMPTY, of_one); links as usize].into_boxed_slice(),
+            all: Sums::new([cluster, cells]),
+            span,
+            state: AuditState::default(),
+        }
+    }
+
+    /// Notes a cell: `lateness` in nanoseconds after its slot, `u64::MAX` for one that missed it.
+    #[inline]
+    pub fn note(&mut self, link: u32, payload: bool, lateness: u64) {
+        let Some((stratum, sums)) = self.links.get_mut(link as usize) else { return };
+        if let Some(count) = stratum.counts[usize::from(payload)].get_mut(bin(lateness)) {
+            *count += 1;
+        }
+        stratum.noted += 1;
+        let said = if stratum.noted == STRATUM { std::mem::replace(stratum, EMPTY).says() } else { None };
+        sums.note(said.as_ref());
+        self.all.note(said.as_ref());
+    }
+
+    /// A link of this number begins: cells of one that had it before are not compared with its own.
+    pub fn begin_link(&mut self, link: u32) {
+        if let Some((stratum, sums)) = self.links.get_mut(link as usize) {
+            *stratum = EMPTY;
+            *sums = Sums::new(sums.pace);
+        }
+    }
+
+    /// Ends epochs that have lasted long enough. To be called now and then; `now` in nanoseconds of any one clock.
+    /// Returns whether there was a breach.
+    pub fn look(&mut self, now: u64) -> bool {
+        let (ended, of_all) = self.all.look(now, self.span, SURE);
+        self.state.epochs += u64::from(ended);
+        let span = self.span;
+        let of_links = self.links.iter_mut().filter_map(|(_, sums)| sums.look(now, span, SURE_OF_ONE).1);
+        let largest = of_all.into_iter().chain(of_links).max_by(|a, b| a.at_least.total_cmp(&b.at_least));
+        let Some(breach) = largest else { return false };
+        self.state.breaches += 1;
+        self.state.last = Some((now, breach));
+        true
+    }
+
+    /// What may be told.
+    pub const fn state(&self) -> AuditState {
+        self.state
+    }
+}
+
+/// Of one stratum: payload less cover, in the shares up to each bin but the last, and in rank.
+type Differences = [f64; STATISTICS];
+
+impl Stratum {
+    /// The differences, and what they count; nothing where it holds one kind of cell only.
+    fn says(&self) -> Option<(Differences, f64)> {
+        let [cover, payload] = &self.counts;
+        let total = |counts: &[u8; BINS]| counts.iter().map(|&count| f64::from(count)).sum::<f64>();
+        let (covers, payloads) = (total(cover), total(payload));
+        if covers == 0.0 || payloads == 0.0 {
+            return None;
+        }
+        let cells = covers + payloads;
+        let (mut cover_below, mut payload_below) = (0.0, 0.0);
+        let mut differences = [0.0; STATISTICS];
+        for ((difference, &c), &p) in differences.iter_mut().zip(cover).zip(payload) {
+            let (c, p) = (f64::from(c), f64::from(p));
+            cover_below += c;
+            payload_below += p;
+            *difference = (payload_below * covers - cover_below * payloads) / cells;
+        }
+        let (wins, pairs) = crate::observe::stats::ranked(
+            cover.iter().zip(payload).map(|(&c, &p)| [f64::from(c), f64::from(p)]),
+        );
+        // In the last bin both shares are 1, and its place is the ranks'.
+        differences[RANKS] = (wins - pairs / 2.0) / cells;
+        Some((differences, payloads * covers / cells))
     }
 }
 

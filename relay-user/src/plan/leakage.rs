@@ -14,8 +14,8 @@ pub(crate) struct Leakage {
     pub(crate) classes: u32,
     /// Boundaries at which it may change, or tell that it does not.
     pub(crate) opportunities_per_day: f64,
-    /// Bits that an observer can learn in a day, at most.
-    pub(crate) bits_per_day: f64,
+    /// Bits that an observer can learn in a day, at most; `None` where nothing bounds them.
+    pub(crate) bits_per_day: Option<f64>,
 }
 
 impl Leakage {
@@ -34,27 +34,30 @@ impl Leakage {
                 _ if classes.len() > 1 => f64::from(SECONDS_PER_DAY) / seconds,
                 _ => 0.0,
             },
-            bits_per_day: plan.bits_per_day(epochs),
+            bits_per_day: Some(plan.bits_per_day(epochs)),
         }
     }
 
     /// That of the link that may tell most; of links without a choice where there are none.
     pub(super) fn greatest(plans: &[Plan], epochs: Epochs) -> Self {
         let bounds = plans.iter().map(|plan| Self::of_link(plan, epochs));
-        let most = bounds.max_by(|one, other| one.bits_per_day.total_cmp(&other.bits_per_day));
+        let bits = |bound: &Self| bound.bits_per_day.unwrap_or(f64::INFINITY);
+        let most = bounds.max_by(|one, other| bits(one).total_cmp(&bits(other)));
         most.unwrap_or(Self {
             policy: "fixed".to_owned(),
             classes: 1,
             opportunities_per_day: 0.0,
-            bits_per_day: 0.0,
+            bits_per_day: Some(0.0),
         })
     }
 
     /// In a line.
     pub(super) fn line(&self) -> String {
+        let bits = self
+            .bits_per_day
+            .map_or("not bounded".to_owned(), |bits| format!("{bits:.3} bits a day at most"));
         format!(
-            "{:.3} bits a day at most for one way of a link: policy {}, {} {}, {} opportunities a day",
-            self.bits_per_day,
+            "{bits} for one way of a link: policy {}, {} {}, {} opportunities a day",
             self.policy,
             self.classes,
             if self.classes == 1 { "class" } else { "classes" },
@@ -87,12 +90,14 @@ mod tests {
             policy: "adaptive".to_owned(),
             classes: 4,
             opportunities_per_day: 24.0,
-            bits_per_day: 48.0,
+            bits_per_day: Some(48.0),
         };
         assert_eq!(
             hourly.line(),
             "48.000 bits a day at most for one way of a link: policy adaptive, 4 classes, 24 opportunities a day"
         );
-        assert!(Leakage::greatest(&[], Epochs::new(3600)).bits_per_day.abs() < 1e-12);
+        assert_eq!(Leakage::greatest(&[], Epochs::new(3600)).bits_per_day, Some(0.0));
+        let unbounded = Leakage { bits_per_day: None, ..hourly };
+        assert!(unbounded.line().starts_with("not bounded for one way"), "{}", unbounded.line());
     }
 }

@@ -135,13 +135,17 @@ impl Plan {
         let rate = f64::from(class.rate);
         let covered = config.cover == Cover::Circuit;
         let answered = if covered { answers(class) } else { rate };
-        let clients = of_clients(network, name);
+        let clients = of_clients(network);
         let problems = trunks
             .iter()
             .filter_map(|(trunk, _)| Room::of(network, trunk, &clients).problem(trunk))
             .collect();
         let policy =
             plans::of_clients(&config.network, network, config.policy.unwrap_or(ClientPolicy::Scheduled))?;
+        let leakage = Leakage::of_link(&policy, Epochs::new(network.epoch_seconds));
+        // Machines send by the payload.
+        let leakage =
+            Leakage { bits_per_day: leakage.bits_per_day.filter(|_| config.maybenot.is_none()), ..leakage };
         Ok(Self {
             kind: "client",
             name: name.to_owned(),
@@ -156,7 +160,7 @@ impl Plan {
             }),
             cores: cores(&config.datapath, "always", rate, Work::Beginning),
             memory: Memory::of(config.datapath.frames, 1, 1),
-            leakage: Leakage::of_link(&policy, Epochs::new(network.epoch_seconds)),
+            leakage,
             problems,
             notes: notes().into_iter().chain(extras(config)).collect(),
         })
@@ -167,7 +171,7 @@ impl Plan {
         let (client_class, class) = network.class_of_clients(&config.network)?;
         let (mut links, mut latency, mut problems) = (Vec::new(), Vec::new(), Vec::new());
         let (mut cells, mut circuits, mut lanes) = (0.0, 0_u32, 0_u32);
-        let (clients, mut policies) = (of_clients(network, client_class), Vec::new());
+        let (clients, mut policies) = (of_clients(network), Vec::new());
         for trunk in network.trunks.iter().filter(|trunk| trunk.between.contains(&me.name)) {
             let other = trunk.between.iter().find(|name| **name != me.name);
             let (Some(peer), Some(of)) =
@@ -236,14 +240,8 @@ fn joints<'a>(network: &'a NetworkDocument, path: [&Relay; MAX_HOPS]) -> Vec<(&'
 }
 
 /// The classes that clients' links may come to have.
-fn of_clients<'a>(network: &'a NetworkDocument, base: &'a str) -> Vec<Class> {
-    let clients = network.clients.as_ref();
-    let hours = clients.into_iter().flat_map(|clients| &clients.hours).map(|hour| &hour.class);
-    let chosen = clients.and_then(|clients| clients.adaptive.as_ref());
-    let chosen = chosen.into_iter().flat_map(|adaptive| &adaptive.classes);
-    let lower = clients.into_iter().flat_map(|clients| &clients.lower);
-    let names = std::iter::once(base).chain(hours.chain(chosen).chain(lower).map(String::as_str));
-    names.filter_map(|name| network.classes.get(name).copied()).collect()
+fn of_clients(network: &NetworkDocument) -> Vec<Class> {
+    network.client_classes().into_iter().filter_map(|name| network.classes.get(name).copied()).collect()
 }
 
 /// What a lane has for circuits in its trunk's slowest class, steps for loss included, and what one takes in its client's fastest.
@@ -373,7 +371,7 @@ fn too_few_workers(load: &[Cores], workers: u16) -> Option<String> {
 /// What a client adds on top of what is planned.
 fn extras(config: &ClientConfig) -> impl Iterator<Item = &'static str> {
     let machines = config.maybenot.is_some().then_some(
-        "leakage: not bounded. Maybenot machines send by the payload; bandwidth counts none of their cells",
+        "leakage: Maybenot machines send by the payload, and nothing bounds what that tells; bandwidth counts none of their cells",
     );
     let decoys = config.decoys.is_some().then_some(
         if config.cover == Cover::Circuit {

@@ -43,6 +43,11 @@ impl Plan {
         !matches!(self.policy, Policy::Fixed(_)) || !self.ladder.is_empty()
     }
 
+    /// Whether its class may follow what goes on: demand, noised, or loss.
+    pub const fn follows(&self) -> bool {
+        matches!(self.policy, Policy::Adaptive { .. }) || !self.ladder.is_empty()
+    }
+
     /// The class that a level leads to from that of the policy.
     fn below(&self, by_policy: ClassNumber, level: usize) -> ClassNumber {
         let below = level.checked_sub(1).and_then(|at| self.ladder.get(at));
@@ -129,7 +134,8 @@ impl Governor {
 
     /// For a link that comes up again during `epoch`: it keeps its step and its last choice. Where `peer_forgets`, as an
     /// entry forgets its clients, the peer begins in the policy's first class, and this end in the slower of both, so that
-    /// nothing comes faster than it can be answered.
+    /// nothing comes faster than it can be answered; and at the next boundary both go on from the first class, unless
+    /// another is chosen and told until then.
     #[must_use]
     pub fn resumed(mut self, plan: &Plan, epochs: Epochs, epoch: u64, peer_forgets: bool) -> Self {
         (self.meter, self.breaker) = (LossMeter::default(), Breaker::default());
@@ -141,6 +147,7 @@ impl Governor {
         }
         if peer_forgets {
             self.class = plan.slower(self.class, plan.policy.class_at(epochs.start(epoch), None));
+            self.chosen = None;
         }
         self
     }

@@ -1,6 +1,6 @@
 //! The edge that a node has, as the engine sees it: cells on one side, packets on the other.
 
-use crate::edge::{BlockKind, ClientEdge, EdgeDrop, ExitEdge, Packer, Reassembler};
+use crate::edge::{BlockKind, ClientEdge, EdgeDrop, ExitEdge, Packer, Reassembler, ReassemblyDrop};
 use crate::engine::time::Nanos;
 use crate::engine::{Edge, Engine, Witness};
 use rand_chacha::ChaCha20Rng;
@@ -27,8 +27,8 @@ pub enum NodeEdge {
 /// A client's TUN and the circuit that carries its packets.
 pub struct ClientSide {
     tun: ClientEdge,
-    packer: Packer,
-    reassembler: Reassembler,
+    buffers: Buffers,
+    fallen: Fallen,
     circuit: Option<u32>,
     last_delivery: Nanos,
     last_of_decoys: Nanos,
@@ -39,6 +39,7 @@ pub struct ExitSide {
     tun: ExitEdge,
     rng: ChaCha20Rng,
     circuits: Vec<Option<Box<Buffers>>>,
+    fallen: Fallen,
     refused: u64,
 }
 
@@ -53,14 +54,44 @@ impl Buffers {
     }
 }
 
+/// What circuits' buffers let fall, of all circuits together, those included that are gone.
+#[derive(Default)]
+struct Fallen {
+    /// Packets that waited for too long.
+    delayed: u64,
+    /// Packets that waited when their circuit ended.
+    abandoned: u64,
+    reassembly: [u64; ReassemblyDrop::ALL.len()],
+}
+
+impl Fallen {
+    /// Takes over what the buffers have counted.
+    fn settle(&mut self, buffers: &mut Buffers) {
+        self.delayed += buffers.packer.take_dropped();
+        for (sum, count) in self.reassembly.iter_mut().zip(buffers.reassembler.take_drops()) {
+            *sum = sum.saturating_add(count);
+        }
+    }
+
+    /// Of buffers whose circuit has ended.
+    fn end(&mut self, buffers: &mut Buffers) {
+        self.abandoned += buffers.packer.abandon();
+        self.settle(buffers);
+    }
+
+    fn named(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let reassembly = ReassemblyDrop::ALL.into_iter().map(ReassemblyDrop::name).zip(self.reassembly);
+        reassembly.chain([("edge_queue_delay", self.delayed), ("edge_circuit_gone", self.abandoned)])
+    }
+}
+
 impl NodeEdge {
     /// The edge of a client with `tun`.
     pub fn client(tun: ClientEdge) -> Self {
-        let Buffers { packer, reassembler } = Buffers::new();
         Self::Client(Box::new(ClientSide {
             tun,
-            packer,
-            reassembler,
+            buffers: Buffers::new(),
+            fallen: Fallen::default(),
             circuit: None,
             last_delivery: Nanos(0),
             last_of_decoys: Nanos(0),
@@ -70,7 +101,7 @@ impl NodeEdge {
     /// The edge of an exit with `tun`, for up to `circuits` circuits; `rng` chooses their addresses.
     pub fn exit(tun: ExitEdge, circuits: u32, rng: ChaCha20Rng) -> Self {
         let circuits = std::iter::repeat_with(|| None).take(circuits as usize).collect();
-        Self::Exit(Box::new(ExitSide { tun, rng, circuits, refused: 0 }))
+        Self::Exit(Box::new(ExitSide { tun, rng, circuits, fallen: Fallen::default(), refused: 0 }))
     }
 
     /// Writes out what cells brought, and moves up to `max` packets from the TUN towards cells. Returns how many there
@@ -81,7 +112,7 @@ impl NodeEdge {
             Self::Client(side) => {
                 side.tun.flush();
                 // With no circuit the packets still leave the TUN, so that none of them is stale later.
-                side.tun.pump(&mut side.packer, now.0, max)
+                side.tun.pump(&mut side.buffers.packer, now.0, max)
             }
             Self::Exit(side) => {
                 side.tun.flush();
@@ -99,21 +130,23 @@ impl NodeEdge {
         }
     }
 
-    /// Gives up on cells that never came.
+    /// Gives up on cells that never came, and counts what fell.
     pub(super) fn housekeep(&mut self, now: Nanos) {
         match self {
             Self::None => {}
             Self::Client(side) => {
-                let ClientSide { tun, reassembler, .. } = &mut **side;
-                reassembler.flush(now.0, &mut |kind, packet| tun.deliver(kind, packet));
+                let ClientSide { tun, buffers, fallen, .. } = &mut **side;
+                buffers.reassembler.flush(now.0, &mut |kind, packet| tun.deliver(kind, packet));
+                fallen.settle(buffers);
                 tun.flush();
             }
             Self::Exit(side) => {
-                let ExitSide { tun, circuits, .. } = &mut **side;
+                let ExitSide { tun, circuits, fallen, .. } = &mut **side;
                 for (circuit, buffers) in (0u32..).zip(circuits.iter_mut()) {
                     if let Some(buffers) = buffers {
                         let sink = &mut |kind: BlockKind, packet: &[u8]| tun.deliver(circuit, kind, packet);
                         buffers.reassembler.flush(now.0, sink);
+                        fallen.settle(buffers);
                     }
                 }
                 tun.flush();
@@ -131,13 +164,14 @@ impl NodeEdge {
 
     /// Drops by reason, those that occurred.
     pub(super) fn drops(&self) -> Vec<(&'static str, u64)> {
-        let (drops, refused) = match self {
+        let (drops, fallen, refused) = match self {
             Self::None => return Vec::new(),
-            Self::Client(side) => (side.tun.drops(), 0),
-            Self::Exit(side) => (side.tun.drops(), side.refused),
+            Self::Client(side) => (side.tun.drops(), &side.fallen, 0),
+            Self::Exit(side) => (side.tun.drops(), &side.fallen, side.refused),
         };
         let counted = EdgeDrop::ALL.into_iter().map(|reason| (reason.name(), drops.get(reason)));
-        counted.chain([("edge_no_pool_address", refused)]).filter(|&(_, count)| count > 0).collect()
+        let counted = counted.chain(fallen.named()).chain([("edge_no_pool_address", refused)]);
+        counted.filter(|&(_, count)| count > 0).collect()
     }
 
     /// When a cell last came to a client's circuit.
@@ -164,10 +198,11 @@ impl Edge for NodeEdge {
         match self {
             Self::None => {}
             Self::Client(side) => {
-                let ClientSide { tun, reassembler, circuit: ours, last_delivery, .. } = &mut **side;
+                let ClientSide { tun, buffers, circuit: ours, last_delivery, .. } = &mut **side;
                 if *ours == Some(circuit) {
                     *last_delivery = now;
-                    reassembler
+                    buffers
+                        .reassembler
                         .accept(seq, data, block_offset, &mut |kind, packet| tun.deliver(kind, packet));
                 } else if circuit >= OWN_CIRCUITS {
                     side.last_of_decoys = now;
@@ -193,7 +228,7 @@ impl Edge for NodeEdge {
 
     fn fill(&mut self, circuit: u32, data: &mut [u8; DATA_LEN], now: Nanos) -> u16 {
         let packer = match self {
-            Self::Client(side) if side.circuit == Some(circuit) => Some(&mut side.packer),
+            Self::Client(side) if side.circuit == Some(circuit) => Some(&mut side.buffers.packer),
             Self::Exit(side) => side
                 .circuits
                 .get_mut(circuit as usize)
@@ -213,7 +248,7 @@ impl Edge for NodeEdge {
     fn has_data(&self, circuit: u32) -> bool {
         match self {
             Self::None => false,
-            Self::Client(side) => side.circuit == Some(circuit) && !side.packer.is_empty(),
+            Self::Client(side) => side.circuit == Some(circuit) && !side.buffers.packer.is_empty(),
             Self::Exit(side) => side
                 .circuits
                 .get(circuit as usize)
@@ -226,9 +261,8 @@ impl Edge for NodeEdge {
         if let Self::Client(side) = self
             && circuit < OWN_CIRCUITS
         {
-            let Buffers { packer, reassembler } = Buffers::new();
-            side.packer = packer;
-            side.reassembler = reassembler;
+            side.fallen.end(&mut side.buffers);
+            side.buffers = Buffers::new();
             side.circuit = Some(circuit);
             side.last_delivery = now;
         }
@@ -244,8 +278,9 @@ impl Edge for NodeEdge {
             }
             Self::Exit(side) => {
                 if let Some(slot) = side.circuits.get_mut(circuit as usize)
-                    && slot.take().is_some()
+                    && let Some(mut buffers) = slot.take()
                 {
+                    side.fallen.end(&mut buffers);
                     side.tun.close_circuit(circuit, now.0);
                 }
             }

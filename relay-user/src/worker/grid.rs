@@ -27,9 +27,9 @@ pub(super) struct Given {
 }
 
 impl Grid {
-    /// Draws one of this nominal width, in whole nanoseconds, whose moments began before `now`.
-    pub(super) fn draw(nominal: Nanos, now: Nanos, rng: &mut impl Rng) -> Self {
-        let period = RateOffset::draw(rng).apply(nominal.0 << FRACTION);
+    /// Draws one of this nominal width, in whole nanoseconds, off by `offset`, whose moments began before `now`.
+    pub(super) fn draw(nominal: Nanos, offset: RateOffset, now: Nanos, rng: &mut impl Rng) -> Self {
+        let period = offset.apply(nominal.0 << FRACTION);
         let reached = (u128::from(now.0) << FRACTION).saturating_sub(u128::from(uniform(rng, period)));
         Self { period, reached, given: Nanos(0) }
     }
@@ -104,7 +104,9 @@ mod tests {
     const WIDTH: Nanos = Nanos(32_003);
 
     fn grid(seed: u64, now: Nanos) -> Grid {
-        Grid::draw(WIDTH, now, &mut ChaCha8Rng::seed_from_u64(seed))
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let offset = RateOffset::draw(&mut rng);
+        Grid::draw(WIDTH, offset, now, &mut rng)
     }
 
     #[test]

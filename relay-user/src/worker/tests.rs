@@ -171,7 +171,7 @@ fn a_delay_on_payload_raises_the_alarm_and_nothing_else_does() {
     assert!(clean.epochs >= 2, "{clean:?}");
     assert_eq!(clean.breaches, 0, "{clean:?}");
     assert!(ticks.all > 0 && ticks.late <= ticks.all, "{ticks:?}");
-    let large = |audit: &AuditState| audit.last.is_some_and(|last| last.at_least >= 0.05);
+    let large = |audit: &AuditState| audit.last.is_some_and(|(_, last)| last.at_least >= 0.05);
     let delayed = audited(Nanos(8_000), large).audit;
     assert!(large(&delayed), "{delayed:?}");
 }

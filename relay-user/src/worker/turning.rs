@@ -5,6 +5,7 @@ use super::grid::{Given, Grid};
 use super::lead::{LONGEST, Lead, SHORTEST};
 use super::watch::{Watch, Watched};
 use super::{Clock, Events, NodeEdge, Poll, Report, Seat, Snapshot, ToWorker, Totals};
+use crate::engine::schedule::Offsets;
 use crate::engine::time::Nanos;
 use crate::engine::{Command, Engine, Unwatched, Witness};
 use crate::observe::live::Pace;
@@ -108,6 +109,7 @@ pub(super) struct Turning<P, W = Unwatched> {
     pub(super) grid: Grid,
     /// The grid's width, before it is drawn.
     width: Nanos,
+    offsets: Offsets,
     rng: ChaCha20Rng,
     longest_guard: Nanos,
     /// The port has something to do before a cell's moment.
@@ -129,6 +131,8 @@ impl<P: Port, W: Witness> Turning<P, W> {
             BindMode::Copy => (COPYING_GRID, GUARD, false),
             BindMode::ZeroCopy | BindMode::Memory => (GRID, GUARD, false),
         };
+        let (now, mut offsets) = (clock.now(), Offsets::default());
+        let grid = Grid::draw(width, offsets.draw(now, &mut rng), now, &mut rng);
         Self {
             engine,
             port,
@@ -141,8 +145,9 @@ impl<P: Port, W: Witness> Turning<P, W> {
             watch,
             received: Vec::with_capacity(TURN),
             housekeeping: Nanos(0),
-            grid: Grid::draw(width, clock.now(), &mut rng),
+            grid,
             width,
+            offsets,
             rng,
             longest_guard,
             makes_ready,
@@ -249,9 +254,13 @@ impl<P: Port, W: Witness> Turning<P, W> {
             match self.joint.inbox.try_recv() {
                 Ok(ToWorker::Engine(command)) => {
                     // A client's next session must not be known by the moments of its last one. Where other links are
-                    // left they keep theirs: the mean of many draws would be the clock.
-                    if matches!(command, Command::AddLink { .. }) && !self.engine.has_links() {
-                        self.grid = Grid::draw(self.width, now, &mut self.rng);
+                    // left they keep theirs.
+                    if let Command::AddLink { link, .. } = command {
+                        self.watch.begin_link(link);
+                        if !self.engine.has_links() {
+                            let offset = self.offsets.draw(now, &mut self.rng);
+                            self.grid = Grid::draw(self.width, offset, now, &mut self.rng);
+                        }
                     }
                     self.engine.apply(command, &mut self.edge, now);
                 }

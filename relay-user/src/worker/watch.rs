@@ -52,6 +52,11 @@ impl Watch {
         self.audit.look(now.0);
     }
 
+    /// A link of this number begins.
+    pub(super) fn begin_link(&mut self, link: u32) {
+        self.audit.begin_link(link);
+    }
+
     /// What may be told.
     pub(super) const fn state(&self) -> AuditState {
         self.audit.state()

@@ -184,12 +184,21 @@ fn epochs_are_long_enough_for_what_is_told_in_them() {
     for (seconds, light) in [(10, 160), (12, 40), (20, 10), (40, 3), (900, 3)] {
         assert_eq!(with(seconds, light).0, None, "{seconds} s, {light} cells per second");
     }
-    for (seconds, light, remedy) in [(10, 159, "write 12"), (12, 39, "write 15"), (900, 2, "a higher rate")] {
+    for (seconds, light, remedy) in
+        [(10, 159, "seconds = 12"), (12, 39, "seconds = 15"), (900, 2, "a higher rate")]
+    {
         let (error, line) = with(seconds, light);
         let error = error.unwrap_or_else(|| panic!("{seconds} s, {light} cells per second"));
         assert_eq!((error.key.as_deref(), error.line), (Some("epochs.seconds"), Some(line)), "{error}");
         assert!(error.what.contains("is too short") && error.remedy.contains(remedy), "{error}");
     }
+    // The usual length is held to the same, though no line gives it.
+    let usual = text().replacen("[epochs]\nseconds = 900\n", "", 1).replacen("22:30", "22:00", 1);
+    assert_eq!(parse(&usual).err(), None);
+    let slow = usual.replacen("rate = 300", "rate = 2", 1);
+    let error = parse(&slow).unwrap_err();
+    assert_eq!(error.key.as_deref(), Some("clients.class"), "{error}");
+    assert!(error.what.contains("3600 s is too short"), "{error}");
     // Hours stand in the document: nobody tells them.
     let hours = "hours = [{ at = \"07:00\", class = \"standard\" }, { at = \"23:00\", class = \"light\" }]\n";
     let silent = text()

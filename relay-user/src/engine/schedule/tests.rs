@@ -173,6 +173,31 @@ fn an_offset_stays_with_its_link_whatever_the_class() {
 }
 
 #[test]
+fn the_mean_of_a_days_offsets_is_not_the_clock_and_no_two_are_alike() {
+    let nominal = 1_000_000 << FRACTION;
+    let ppm = |offset: RateOffset| (offset.apply(nominal) as f64 / nominal as f64 - 1.0) * 1e6;
+    let mut rng = ChaCha8Rng::from_seed(seed(6));
+    // Of one node, from some time of a day on.
+    let day = |offsets: &mut Offsets, from: u64, rng: &mut ChaCha8Rng| -> Vec<f64> {
+        (0..500).map(|link| ppm(offsets.draw(Nanos((from + link * 100) * Nanos::SECOND.0), rng))).collect()
+    };
+    let mut nodes: Vec<Offsets> = (0..200).map(|_| Offsets::default()).collect();
+    let days: Vec<Vec<f64>> = nodes.iter_mut().map(|node| day(node, 7, &mut rng)).collect();
+    assert!(days.iter().flatten().all(|off| off.abs() < 200.1));
+    let means: Vec<f64> = days.iter().map(|day| day.iter().sum::<f64>() / day.len() as f64).collect();
+    // 57.7 / sqrt(500) ppm is how far a mean of 500 strays: 2.6; nodes' own halves are uniform over 200 ppm.
+    assert!(misfit(&means, |mean| ((mean + 100.0) / 200.0).clamp(0.0, 1.0)) < 1.63);
+    let around: Vec<f64> = days.iter().zip(&means).map(|(day, mean)| day[0] - mean).collect();
+    assert!(misfit(&around, |off| ((off + 100.0) / 200.0).clamp(0.0, 1.0)) < 1.63);
+    let next: Vec<Vec<f64>> = nodes.iter_mut().map(|node| day(node, 86_407, &mut rng)).collect();
+    let moved = means.iter().zip(&next).filter(|(mean, day)| {
+        let next = day.iter().sum::<f64>() / day.len() as f64;
+        (next - *mean).abs() > 20.0
+    });
+    assert!(moved.count() > 140, "the next day's half is another one");
+}
+
+#[test]
 fn the_phase_is_random() {
     let pattern = laws()[3];
     let first = |law, number| {

@@ -23,9 +23,7 @@ const NARROWINGS: usize = 29;
 pub fn clock([one, other]: [Window<'_>; 2], nominal: u64) -> Finding {
     let folds = [one, other].map(|window| fold(window, nominal));
     let [one, other] = folds.each_ref().map(|fold| fold.offset);
-    // Two offsets, uniform over a range, are no further apart than this part of it.
-    let apart = ((one - other).abs() / (2.0 * f64::from(RATE_OFFSET_PPM))).min(1.0);
-    let value = 1.0 - (1.0 - apart).powi(2);
+    let value = no_further((one - other).abs() / f64::from(RATE_OFFSET_PPM));
     let folded = folds.iter().all(|fold| fold.together >= TOGETHER);
     Finding {
         attack: Attack::Pairing,
@@ -35,6 +33,14 @@ pub fn clock([one, other]: [Window<'_>; 2], nominal: u64) -> Finding {
         target: Target::AtLeast { bound: FOUND },
         samples: if folded { folds.iter().map(|fold| fold.cells).sum() } else { 0 },
     }
+}
+
+/// How often two offsets are no further apart than this, in [`RATE_OFFSET_PPM`]. Each is the sum of a node's own half and one
+/// drawn for the session, both uniform, so their difference less its mean has the law of Irwin and Hall for four.
+fn no_further(apart: f64) -> f64 {
+    let beyond = (2.0 - apart).max(0.0);
+    let power = |from: f64| (beyond - from).max(0.0).powi(4);
+    1.0 - (power(0.0) - 4.0 * power(1.0)) / 12.0
 }
 
 /// Moments at which cells leave, as far as they do.
@@ -133,7 +139,8 @@ mod tests {
         let mut rng = ChaCha8Rng::seed_from_u64(2);
         let mut drawn = || {
             let reach = i64::from(RATE_OFFSET_PPM) * 1000;
-            let off = between(0, 2 * reach.cast_unsigned(), &mut rng).cast_signed() - reach;
+            let halves = [(); 2].map(|()| between(0, reach.cast_unsigned(), &mut rng).cast_signed());
+            let off = halves.iter().sum::<i64>() - reach;
             let phase = between(0, WIDTH, &mut rng);
             device(off, phase, &mut rng)
         };
