@@ -28,6 +28,7 @@ pub mod row;
 pub mod scenario;
 mod seed;
 mod servers;
+mod stall;
 pub mod text;
 mod tool;
 pub mod truth;
