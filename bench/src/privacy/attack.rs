@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use relay_tests::Host;
+use relay_tests::nodes::{CLIENT_RATE, TRUNK_RATE};
 use relay_user::observe::attacks::connections::{Event, Watch};
 use relay_user::observe::attacks::directions::{Part, most_telling};
 use relay_user::observe::attacks::intersection::{by_packets, by_unevenness};
@@ -41,6 +42,8 @@ pub(super) const TRUNKS: [(Host, Host); 4] = [
     (Host::Middle, Host::Exit),
     (Host::Exit, Host::Middle),
 ];
+/// Both kinds of links, and the cells per second of each of their directions.
+pub(super) const LINKS: [(&[(Host, Host)], u32); 2] = [(&CLIENT, CLIENT_RATE), (&TRUNKS, TRUNK_RATE)];
 /// Bins in which cells are held against payload, in nanoseconds, and how many of them payload may be ahead or behind.
 const BIN: u64 = 10_000_000;
 const LAGS: usize = 8;
@@ -71,8 +74,14 @@ pub(super) struct Found {
     pub(super) family: Family,
 }
 
-/// What can be said of one scenario of a run.
-pub(super) fn one(run: &Run, scenario: Scenario, found: &mut Found, rng: &mut ChaCha8Rng) {
+/// What can be said of one scenario of a run, which has these stalls.
+pub(super) fn one(
+    run: &Run,
+    stalls: &[(u64, u64)],
+    scenario: Scenario,
+    found: &mut Found,
+    rng: &mut ChaCha8Rng,
+) {
     let name = run.plan.name(scenario);
     let links = [(&CLIENT[..], ""), (&TRUNKS[..], " (trunks)")];
     for (wires, mark) in links {
@@ -106,7 +115,7 @@ pub(super) fn one(run: &Run, scenario: Scenario, found: &mut Found, rng: &mut Ch
     }
     if scenario != Scenario::Idle {
         let all = stretches(run, scenario);
-        let counted = stall::without(&all, &stall::stalls(&run.wires, run.defence));
+        let counted = stall::without(&all, stalls);
         let left_out = 1.0 - sum(&counted) / sum(&all).max(1.0);
         for (way, pairs) in PAIRS {
             let runs = beside(run, pairs, &counted);

@@ -298,10 +298,17 @@ impl<'a> Bench<'a> {
         let mut found = Found::default();
         for run in &runs {
             self.pictures.extend(picture::of(run));
+            let stalls = stall::stalls(&run.wires, run.defence);
             for &scenario in &run.plan.scenarios {
                 self.progress(&format!("{}, {}: attacks", defence.name, run.plan.name(scenario)));
                 let name = run.plan.name(scenario);
-                attack::one(run, scenario, &mut found, &mut self.rng(&["attacks", defence.name, &name]));
+                attack::one(
+                    run,
+                    &stalls,
+                    scenario,
+                    &mut found,
+                    &mut self.rng(&["attacks", defence.name, &name]),
+                );
                 self.heed_interrupt()?;
             }
         }

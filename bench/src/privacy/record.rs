@@ -9,13 +9,12 @@ use rand_core::Rng as _;
 use relay_common::wire::{CELL_LEN, DatagramType};
 use relay_tests::interrupt::Interrupt;
 use relay_tests::lab::OUTSIDE;
-use relay_tests::nodes::{CLIENT_RATE, TRUNK_RATE};
 use relay_tests::recorder::{Datagram, Seen};
 use relay_tests::{Host, Lab, Recorder, Recording};
 use relay_user::observe::attacks::connections::{Event, Kind};
 use relay_user::observe::trace::{Sample, Sight, Trace, Window};
 
-use super::attack::{CLIENT, TRUNKS};
+use super::attack::LINKS;
 use super::fault::{self, Fault};
 use super::network::{Defence, Network};
 use super::scenario::{Programs, Scenario};
@@ -326,8 +325,7 @@ fn complaint(run: &Run, judges: impl Fn(Host) -> bool, lost: u64, failures: u32)
         return Some(format!("a program that makes the payload ended by itself {failures} times"));
     }
     if run.defence.schedule.is_some() {
-        let links = [(&CLIENT[..], CLIENT_RATE), (&TRUNKS[..], TRUNK_RATE)];
-        let judged = links.into_iter().flat_map(|(wires, rate)| wires.iter().map(move |&wire| (wire, rate)));
+        let judged = LINKS.into_iter().flat_map(|(wires, rate)| wires.iter().map(move |&wire| (wire, rate)));
         let nanoseconds = run.blocks.last().map_or(0, |block| block.to);
         let missing = missing_cells(&run.wires, judged.filter(|((from, _), _)| judges(*from)), nanoseconds);
         if missing.is_some() {
@@ -380,6 +378,7 @@ pub(super) fn nanos(duration: Duration) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::attack::{CLIENT, TRUNKS};
     use super::*;
 
     const fn ms(ms: u64) -> u64 {

@@ -4,9 +4,7 @@
 //! slot that is missed: payload then follows the wire. Attacks on how the wire follows the payload, bin by bin, would find
 //! that the other way round. Whether slots are missed when there is payload is for those that compare stretches.
 
-use relay_tests::nodes::{CLIENT_RATE, TRUNK_RATE};
-
-use super::attack::{CLIENT, TRUNKS};
+use super::attack::LINKS;
 use super::network::Defence;
 use super::record::Wires;
 
@@ -28,7 +26,7 @@ fn longest_gap(defence: Defence) -> Option<f64> {
 pub(super) fn stalls(wires: &Wires, defence: Defence) -> Vec<(u64, u64)> {
     let Some(periods) = longest_gap(defence) else { return Vec::new() };
     let mut stalls = Vec::new();
-    for (directions, rate) in [(&CLIENT[..], CLIENT_RATE), (&TRUNKS[..], TRUNK_RATE)] {
+    for (directions, rate) in LINKS {
         let most = periods * 1e9 / f64::from(rate);
         for trace in directions.iter().filter_map(|direction| wires.get(direction)) {
             let gaps = trace.sights().windows(2).filter(|pair| (pair[1].at - pair[0].at) as f64 > most);
@@ -70,6 +68,7 @@ pub(super) fn without(counted: &[(u64, u64)], stalls: &[(u64, u64)]) -> Vec<(u64
 
 #[cfg(test)]
 mod tests {
+    use super::super::attack::{CLIENT, TRUNKS};
     use super::*;
     use relay_user::observe::trace::{Sight, Trace};
 
