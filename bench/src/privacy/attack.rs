@@ -8,13 +8,15 @@ use relay_tests::nodes::{CLIENT_RATE, TRUNK_RATE};
 use relay_user::observe::attacks::connections::{Event, Watch};
 use relay_user::observe::attacks::directions::{Part, most_telling};
 use relay_user::observe::attacks::intersection::{by_packets, by_unevenness};
+use relay_user::observe::attacks::long_gaps::Stretch;
 use relay_user::observe::attacks::{
-    activity, connections, correlation, distribution, fingerprint, information, rates, sizes, start_stop,
+    activity, connections, correlation, distribution, fingerprint, information, long_gaps, rates, sizes,
+    start_stop,
 };
 use relay_user::observe::finding::{Attack, Finding, Target};
 use relay_user::observe::learn::features;
 use relay_user::observe::learn::table::Table;
-use relay_user::observe::stats::looked_again;
+use relay_user::observe::stats::{looked_again, mean};
 use relay_user::observe::trace::{SECOND, Sample, Trace};
 
 use rand_chacha::ChaCha8Rng;
@@ -22,7 +24,7 @@ use rand_chacha::ChaCha8Rng;
 use super::duo::Duo;
 use super::family::Family;
 use super::network::Defence;
-use super::record::Run;
+use super::record::{Run, nanos};
 use super::row::{Row, Status};
 use super::scenario::Scenario;
 use super::stall;
@@ -49,6 +51,8 @@ const BIN: u64 = 10_000_000;
 const LAGS: usize = 8;
 /// Parts in which payload and wire are held against each other, in nanoseconds that count: a dozen stretches.
 const PART: u64 = 10 * SECOND;
+/// Where less is left of the stretches, what is left is another machine than what was measured.
+const LEAST_LEFT: f64 = 0.5;
 /// To either side of a beginning or end.
 const AROUND: u64 = 350_000_000;
 /// Bins in which a beginning is looked for.
@@ -74,14 +78,8 @@ pub(super) struct Found {
     pub(super) family: Family,
 }
 
-/// What can be said of one scenario of a run, which has these stalls.
-pub(super) fn one(
-    run: &Run,
-    stalls: &[(u64, u64)],
-    scenario: Scenario,
-    found: &mut Found,
-    rng: &mut ChaCha8Rng,
-) {
+/// What can be said of one scenario of a run.
+pub(super) fn one(run: &Run, scenario: Scenario, found: &mut Found, rng: &mut ChaCha8Rng) {
     let name = run.plan.name(scenario);
     let links = [(&CLIENT[..], ""), (&TRUNKS[..], " (trunks)")];
     for (wires, mark) in links {
@@ -113,42 +111,89 @@ pub(super) fn one(
         let test = Test { attack: Attack::Information, scenario, way, shuffles: information::SHUFFLES };
         tested(run, test, |rng| information::of_labels(&samples, rng), found, rng);
     }
-    if scenario != Scenario::Idle {
-        let all = stretches(run, scenario);
-        let counted = stall::without(&all, stalls);
-        let left_out = 1.0 - sum(&counted) / sum(&all).max(1.0);
-        for (way, pairs) in PAIRS {
-            let runs = beside(run, pairs, &counted);
-            let test = Test { attack: Attack::Correlation, scenario, way, shuffles: correlation::SHUFFLES };
-            tested(run, test, |rng| correlation::correlation(&runs, BIN, LAGS, rng), found, rng);
-            if let (Some(row), Some(place)) = (found.rows.last_mut(), correlation::place(&runs, BIN, LAGS)) {
-                let later = place.lag * isize::try_from(BIN / 1_000_000).unwrap_or(0);
-                row.note += &format!("; {} at {later} ms, {:+.3}", place.seen, place.rho);
-                if left_out > 0.0 {
-                    row.note += &format!("; {:.1} % left out, around missed slots", left_out * 100.0);
-                }
-            }
-            let test = Test { attack: Attack::Information, scenario, way, shuffles: information::SHUFFLES };
-            tested(run, test, |rng| information::of_bytes(&runs, BIN, rng), found, rng);
+    if let Some(stretches) = interrupted(run, scenario) {
+        let test =
+            Test { attack: Attack::Distribution, scenario, way: "all links", shuffles: long_gaps::SHUFFLES };
+        tested(run, test, |rng| long_gaps::long_gaps(&stretches, rng), found, rng);
+        let [idle, busy] = [0, 1].map(|label| {
+            let of = stretches.iter().filter(|stretch| stretch.label == label);
+            mean(&of.map(|stretch| stretch.per_second.iter().sum()).collect::<Vec<f64>>())
+        });
+        if let Some(row) = found.rows.last_mut() {
+            row.note += &format!("; a second, {} idle and {} busy", short(idle), short(busy));
         }
+    }
+    if scenario != Scenario::Idle {
+        followed(run, scenario, found, rng);
     }
 }
 
-/// What can be said of a defence from all its runs.
+/// Attacks 3 and 8: how the wire follows the payload.
+fn followed(run: &Run, scenario: Scenario, found: &mut Found, rng: &mut ChaCha8Rng) {
+    let all = stretches(run, scenario);
+    let counted = stall::without(&all, &run.stalls);
+    let left = sum(&counted) / sum(&all).max(1.0);
+    for (way, pairs) in PAIRS {
+        if left < LEAST_LEFT {
+            let why = format!("{:.0} % lie around gaps that no law explains", (1.0 - left) * 100.0);
+            for attack in [Attack::Correlation, Attack::Information] {
+                let row = Row::nothing(attack, run.plan.name(scenario), run.defence.name, &why);
+                found.rows.push(judged(run, Row { statistic: way.into(), ..row }));
+            }
+            continue;
+        }
+        let runs = beside(run, pairs, &counted);
+        let test = Test { attack: Attack::Correlation, scenario, way, shuffles: correlation::SHUFFLES };
+        tested(run, test, |rng| correlation::correlation(&runs, BIN, LAGS, rng), found, rng);
+        if let (Some(row), Some(place)) = (found.rows.last_mut(), correlation::place(&runs, BIN, LAGS)) {
+            let later = place.lag * isize::try_from(BIN / 1_000_000).unwrap_or(0);
+            let pair = place.direction.and_then(|pair| pairs.get(usize::try_from(pair).ok()?));
+            let whose = pair.map_or_else(|| "all".to_owned(), |(_, wire)| name_of(*wire));
+            row.note += &format!("; {} at {later} ms, {:+.3}, {whose}", place.seen, place.rho);
+            if left < 1.0 {
+                row.note += &format!("; {:.1} % left out", (1.0 - left) * 100.0);
+            }
+        }
+        let test = Test { attack: Attack::Information, scenario, way, shuffles: information::SHUFFLES };
+        tested(run, test, |rng| information::of_bytes(&runs, BIN, rng), found, rng);
+    }
+}
+
+/// The gaps that no law explains, stretch by stretch; nothing where the law has gaps of any length.
+fn interrupted(run: &Run, scenario: Scenario) -> Option<Vec<Stretch>> {
+    let guard = nanos(run.plan.guard);
+    let blocks = run.blocks.iter().filter(|block| block.scenario.is_none_or(|one| one == scenario));
+    let (labels, times): (Vec<u16>, Vec<(u64, u64)>) =
+        blocks.map(|block| (u16::from(block.scenario.is_some()), (block.from + guard, block.to))).unzip();
+    let rates = stall::per_second(&run.wires, run.defence, &times)?;
+    Some(labels.into_iter().zip(rates).map(|(label, per_second)| Stretch { label, per_second }).collect())
+}
+
+/// What can be said of a defence from all its runs that may be judged, or, where none may, why not.
 pub(super) fn all(runs: &[Run], found: &mut Found, rng: &mut ChaCha8Rng) {
-    let Some(first) = runs.first() else { return };
-    let invalid = runs.iter().find_map(|run| run.invalid.clone());
+    let valid: Vec<&Run> = runs.iter().filter(|run| run.invalid.is_none()).collect();
+    let (runs, invalid) = if valid.is_empty() {
+        (runs.iter().collect(), runs.iter().find_map(|run| run.invalid.clone()))
+    } else {
+        (valid, None)
+    };
+    let Some(&first) = runs.first() else { return };
     let mut rows = Vec::new();
     let wires: Vec<(Host, Host)> = CLIENT.into_iter().chain(TRUNKS).collect();
     let directions = parts(&wires, rng, |wire, rng| {
-        let runs = changes(runs, wire);
+        let runs = changes(&runs, wire);
         runs.iter().any(|run| !run.is_empty()).then(|| start_stop::parts(&runs, CHANGE_BIN, rng))
     });
     rows.push(match furthest(&directions, &wires, rng).into_iter().next() {
         Some((finding, note)) => Row { note, ..row(first, &finding) },
         None => Row::nothing(Attack::StartStop, "all", first.defence.name, UNSEEN),
     });
-    rows.extend(mixed(first, runs, rng));
+    rows.extend(sound(first, &runs, rng));
+    let [active, idle] = [true, false].map(|busy| watched(&runs, busy));
+    let minutes = active.watched.min(idle.watched) as f64 / 6e10;
+    let note = format!("{minutes:.1} min of each were watched");
+    let begun = connections::connections(&active, &idle, RESOLUTION, rng);
+    rows.extend(begun.iter().map(|finding| Row { note: note.clone(), ..begun_row(first, finding) }));
     let windows = runs.iter().flat_map(|run| run.wires.values());
     let windows: Vec<_> = windows.map(|trace| trace.window(0, u64::MAX)).collect();
     rows.push(row(first, &sizes::lengths(&windows)));
@@ -163,21 +208,34 @@ pub(super) fn all(runs: &[Run], found: &mut Found, rng: &mut ChaCha8Rng) {
     found.rows.extend(rows);
 }
 
-/// Of the run with every payload: which one flows, what rates tell, and what begins.
-fn mixed(first: &Run, runs: &[Run], rng: &mut ChaCha8Rng) -> Vec<Row> {
-    let nothing = |why: &str| {
-        [Attack::Fingerprint, Attack::Rates, Attack::Connections]
-            .map(|attack| Row::nothing(attack, "all", first.defence.name, why))
-            .into()
-    };
-    let Some(run) = runs.iter().find(|run| run.plan.fault.is_none() && run.plan.scenarios.len() > 1) else {
-        return nothing("no run with several payloads over a sound link");
+/// Of the run over a sound link: which payload flows, and what rates tell.
+fn sound(first: &Run, runs: &[&Run], rng: &mut ChaCha8Rng) -> Vec<Row> {
+    let nothing = |attack, why: &str| Row::nothing(attack, "all", first.defence.name, why);
+    let Some(run) = runs.iter().find(|run| run.plan.fault.is_none()) else {
+        let why = "no run over a sound link that may be judged";
+        return [Attack::Fingerprint, Attack::Rates].map(|attack| nothing(attack, why)).into();
     };
     let [Some(out), Some(home)] = CLIENT.map(|(from, to)| run.wire(from, to)) else {
-        return nothing(UNSEEN);
+        return [Attack::Fingerprint, Attack::Rates].map(|attack| nothing(attack, UNSEEN)).into();
     };
+    let mut rows = match run.plan.scenarios.as_slice() {
+        [] | [_] => vec![nothing(Attack::Fingerprint, "needs several payloads")],
+        _ => which(run, [out, home], rng),
+    };
+    let end = run.blocks.last().map_or(0, |block| block.to);
+    for (trace, way) in [(out, "from the client"), (home, "to the client")] {
+        let windows: Vec<_> =
+            (0..end / SECOND).map(|second| trace.window(second * SECOND, (second + 1) * SECOND)).collect();
+        let found = row(first, &rates::rates(&windows, 1, 0.0));
+        rows.push(Row { statistic: format!("{}, {way}", found.statistic), ..found });
+    }
+    rows
+}
+
+/// Attack 5.
+fn which(run: &Run, [out, home]: [&Trace; 2], rng: &mut ChaCha8Rng) -> Vec<Row> {
     let cuts = run.cuts_of(ACTIVITY_WINDOW, ACTIVITY_STEP);
-    // The counterpart of all payloads is as frequent as three of them; that held against it is as frequent as one.
+    // The counterpart of all payloads is as frequent as two of them; that held against it is as frequent as one.
     let cuts = cuts.into_iter().filter(|cut| cut.scenario.is_some());
     let (ways, back): (Vec<Sample<'_>>, Vec<_>) = cuts
         .map(|cut| {
@@ -190,23 +248,10 @@ fn mixed(first: &Run, runs: &[Run], rng: &mut ChaCha8Rng) -> Vec<Row> {
         .unzip();
     let table = Table::two_way(&ways, &back);
     let mut rows: Vec<Row> =
-        fingerprint::fingerprint(&table, rng).iter().map(|finding| row(first, finding)).collect();
-    for row in rows.iter_mut().filter(|row| !is_control(first) && row.status == Status::Missed) {
+        fingerprint::fingerprint(&table, rng).iter().map(|finding| row(run, finding)).collect();
+    for row in rows.iter_mut().filter(|row| !is_control(run) && row.status == Status::Missed) {
         row.note = telling(&table, rng);
     }
-    let end = run.blocks.last().map_or(0, |block| block.to);
-    for trace in [out, home] {
-        let windows: Vec<_> =
-            (0..end / SECOND).map(|second| trace.window(second * SECOND, (second + 1) * SECOND)).collect();
-        let found = row(first, &rates::rates(&windows, 1, 0.0));
-        let way = if std::ptr::eq(trace, out) { "from the client" } else { "to the client" };
-        rows.push(Row { statistic: format!("{}, {way}", found.statistic), ..found });
-    }
-    let [active, idle] = [true, false].map(|busy| watched(runs, busy));
-    let minutes = active.watched.min(idle.watched) as f64 / 6e10;
-    let note = format!("{minutes:.1} min of each were watched");
-    let begun = connections::connections(&active, &idle, RESOLUTION, rng);
-    rows.extend(begun.iter().map(|finding| Row { note: note.clone(), ..begun_row(first, finding) }));
     rows
 }
 
@@ -232,7 +277,7 @@ fn begun_row(run: &Run, finding: &Finding) -> Row {
 }
 
 /// What began in stretches with payload, or in those without.
-fn watched(runs: &[Run], busy: bool) -> Watch {
+fn watched(runs: &[&Run], busy: bool) -> Watch {
     let mut watch = Watch::default();
     for run in runs {
         for block in run.blocks.iter().filter(|block| block.is_busy() == busy) {
@@ -346,10 +391,11 @@ fn beside<'a>(run: &'a Run, pairs: &'a [Followed], counted: &'a [(u64, u64)]) ->
         .zip(0..parts)
         .flat_map(|(number, part)| {
             let (start, end) = (part * width, (part + 1) * width);
-            pairs.iter().filter_map(move |&(of, (from, to))| {
+            (0..).zip(pairs).filter_map(move |(direction, &(of, (from, to)))| {
                 let wire = run.wire(from, to)?.window(start, end);
                 let payload = payload(of).window(start, end);
-                Some(correlation::Run { payload, wire, counted: Some(counted), turned_with: number })
+                let (counted, turned_with) = (Some(counted), number);
+                Some(correlation::Run { payload, wire, counted, turned_with, direction })
             })
         })
         .collect()
@@ -357,7 +403,7 @@ fn beside<'a>(run: &'a Run, pairs: &'a [Followed], counted: &'a [(u64, u64)]) ->
 
 /// The moments around each border of two stretches, run by run: labelled 1 where payload begins or ends, 0 where
 /// there is none on either side.
-fn changes(runs: &[Run], (from, to): (Host, Host)) -> Vec<Vec<Sample<'_>>> {
+fn changes<'a>(runs: &[&'a Run], (from, to): (Host, Host)) -> Vec<Vec<Sample<'a>>> {
     // Borders have the same number in every direction, though one were not seen in a run.
     let mut border = 0;
     let mut changes = Vec::new();
@@ -486,6 +532,11 @@ fn together(
     rows
 }
 
+/// A direction in words.
+fn name_of((from, to): (Host, Host)) -> String {
+    format!("{} to {}", from.name(), to.name())
+}
+
 const UNSEEN: &str = "nothing was seen on the wire that it needs";
 
 /// Statistic by statistic, the direction that is furthest from chance, with a note: which that is, what each says, and
@@ -501,14 +552,15 @@ fn furthest(
             let parts: Vec<&Part<'_>> =
                 directions.iter().filter_map(|(_, parts)| parts.get(statistic)).collect();
             let most = most_telling(&parts, rng)?;
-            let name = |&((from, to), _): &Said<'_>| format!("{} to {}", from.name(), to.name());
-            let whose = most.direction.and_then(|place| directions.get(place)).map(name);
+            let whose =
+                most.direction.and_then(|place| directions.get(place)).map(|(wire, _)| name_of(*wire));
             let whose = whose.unwrap_or_else(|| "the mean".to_owned());
             let each: Vec<String> = most.each.iter().map(|value| short(*value)).collect();
             let unseen = wanted.len() - directions.len();
             let unseen =
                 if unseen == 0 { String::new() } else { format!("; {unseen} directions were not seen") };
-            Some((most.finding, format!("{whose}, of {}{unseen}", each.join(" "))))
+            let width = if each.len() > 1 { format!(" ± {}", short(most.reach)) } else { String::new() };
+            Some((most.finding, format!("{whose}, of {}{width}{unseen}", each.join(" "))))
         })
         .collect()
 }

@@ -117,6 +117,9 @@ pub fn run(options: &Options) -> Result<(Report, Vec<Picture>)> {
             host.name()
         );
     }
+    if let Some(why) = nothing_to_measure(options) {
+        bail!(why);
+    }
     let mut bench = Bench::new(options)?;
     for defence in defences(options) {
         if let Err(error) = bench.defence(defence) {
@@ -137,6 +140,18 @@ pub fn run(options: &Options) -> Result<(Report, Vec<Picture>)> {
         bail!("interrupted: nothing had been measured");
     }
     bench.finish()
+}
+
+/// The laws under which attacker and truth are brought together, in the scenarios `truth` and `witness`.
+const TRUTHFUL: [&str; 2] = ["constant", "jittered"];
+
+/// What is wrong where a scenario is named and no defence that it has.
+fn nothing_to_measure(options: &Options) -> Option<String> {
+    let truthful = |name: &&String| ["truth", WITNESS].contains(&name.as_str());
+    let named = options.scenarios.iter().find(truthful)?;
+    let wanted = TRUTHFUL.iter().any(|law| is_wanted(&options.defences, law));
+    let laws = TRUTHFUL.join(" and ");
+    (!wanted).then(|| format!("the scenario {named} has the defences {laws} only: name one of them, or none"))
 }
 
 /// All defences: the control first, since others are compared with it.
@@ -298,17 +313,11 @@ impl<'a> Bench<'a> {
         let mut found = Found::default();
         for run in &runs {
             self.pictures.extend(picture::of(run));
-            let stalls = stall::stalls(&run.wires, run.defence);
             for &scenario in &run.plan.scenarios {
                 self.progress(&format!("{}, {}: attacks", defence.name, run.plan.name(scenario)));
                 let name = run.plan.name(scenario);
-                attack::one(
-                    run,
-                    &stalls,
-                    scenario,
-                    &mut found,
-                    &mut self.rng(&["attacks", defence.name, &name]),
-                );
+                let mut rng = self.rng(&["attacks", defence.name, &name]);
+                attack::one(run, scenario, &mut found, &mut rng);
                 self.heed_interrupt()?;
             }
         }
@@ -378,8 +387,7 @@ impl<'a> Bench<'a> {
     /// Attack 10, with the truth at hand: as the schedules are, and with a leak planted.
     fn truth(&mut self) {
         let quick = self.options.quick;
-        let kinds = [(Law::Constant, "constant"), (Law::Jittered, "jittered")];
-        for (law, name) in kinds {
+        for (law, name) in [Law::Constant, Law::Jittered].into_iter().zip(TRUTHFUL) {
             if self.interrupt.is_set() || !is_wanted(&self.options.defences, name) {
                 continue;
             }
@@ -391,7 +399,7 @@ impl<'a> Bench<'a> {
 
     /// What relays on the path tell of a circuit, with circuit cover and without.
     fn witness(&mut self) {
-        for schedule in ["constant", "jittered"] {
+        for schedule in TRUTHFUL {
             if self.interrupt.is_set() || !is_wanted(&self.options.defences, schedule) {
                 continue;
             }
@@ -569,6 +577,21 @@ mod tests {
         }
         let names: Vec<&str> = scenario_names().collect();
         assert!(["overload-down", "throttled-up", "delay", "mark"].iter().all(|name| names.contains(name)));
+    }
+
+    #[test]
+    fn a_scenario_without_any_defence_of_its_own_is_refused() {
+        let named = |scenario, defences: &[&str]| {
+            let defences = defences.iter().map(|&name| name.to_owned()).collect();
+            nothing_to_measure(&Options { defences, ..options(true, &[scenario]) })
+        };
+        assert!(named("truth", &["plain"]).is_some_and(|why| why.contains("constant and jittered only")));
+        assert!(named("witness", &["poisson", "pattern"]).is_some());
+        for (scenario, defences) in
+            [("truth", &["plain", "jittered"][..]), ("witness", &[]), ("bulk", &["plain"])]
+        {
+            assert_eq!(named(scenario, defences), None, "{scenario}");
+        }
     }
 
     #[test]

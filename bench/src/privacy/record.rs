@@ -19,6 +19,7 @@ use super::fault::{self, Fault};
 use super::network::{Defence, Network};
 use super::scenario::{Programs, Scenario};
 use super::seed;
+use super::stall;
 
 /// Time for programs and recorders to come to rest before the first stretch.
 const SETTLE: Duration = Duration::from_millis(300);
@@ -119,6 +120,8 @@ pub struct Run {
     pub entering: Trace,
     /// Handshakes and new flows on the client's link.
     pub begun: Vec<Event>,
+    /// What lies around gaps that no law explains, in order.
+    pub stalls: Vec<(u64, u64)>,
     /// Why none of it may be judged, if so.
     pub invalid: Option<String>,
     /// Slots that nodes missed meanwhile.
@@ -138,7 +141,8 @@ impl Run {
     }
 
     /// The windows of all stretches. Those of a stretch with payload in which none flowed, and of one without in which
-    /// some still did, belong to neither and are left out.
+    /// some still did, belong to neither and are left out; and so is, in either, what lies around gaps that no law explains, since
+    /// payload that waits for answers does not flow there.
     pub fn cuts(&self) -> Vec<Cut> {
         self.cuts_of(self.plan.window, self.plan.window)
     }
@@ -150,7 +154,8 @@ impl Run {
         for (number, block) in (0..).zip(&self.blocks) {
             let mut from = block.from + guard;
             while from + width <= block.to {
-                if self.is_active(from, from + width) == block.is_busy() {
+                let is_true = self.is_active(from, from + width) == block.is_busy();
+                if is_true && !stall::meets(&self.stalls, from, from + width) {
                     cuts.push(Cut { from, to: from + width, block: number, scenario: block.scenario });
                 }
                 from += step;
@@ -273,7 +278,9 @@ fn watch(
         entering: Trace::new(entering.map(|seen| sight(seen, began)).collect()),
         invalid: None,
         missed_slots,
+        stalls: Vec::new(),
     };
+    run.stalls = stall::stalls(&run.wires, defence);
     run.invalid = if listening {
         complaint(&run, |host| network.judges(host), outer.lost + inner.lost + beyond.lost, programs.failures)
     } else {
@@ -406,6 +413,7 @@ mod tests {
             begun: Vec::new(),
             inside: [at(&[15]), Trace::default()],
             entering: at(&[85]),
+            stalls: Vec::new(),
             invalid: None,
             missed_slots: 0,
         }
@@ -422,6 +430,8 @@ mod tests {
             run.samples(&run.inside[0], scenario).iter().map(|sample| sample.label).collect()
         };
         assert_eq!((labels(Scenario::Bulk), labels(Scenario::Idle)), (vec![0, 1], vec![0, 1]));
+        let stalled = Run { stalls: vec![(ms(20), ms(90))], ..run };
+        assert_eq!(stalled.cuts().iter().map(|cut| cut.from / ms(1)).collect::<Vec<_>>(), [110, 130]);
     }
 
     #[test]

@@ -162,7 +162,9 @@ pub(crate) fn audit(capture: &Capture, marks: Option<&Marks>, seed: u64) -> Resu
         rows.extend(marked::begun(&begun.events, marks, span, &mut rng));
     }
     rows.sort_by_key(|row| (row.attack().number(), row.of.clone()));
-    let untested = untested(marks, two_links(&judged).is_some(), judged.len());
+    let mut untested = untested(marks, two_links(&judged).is_some(), judged.len());
+    untested.extend(beyond_bounds(&judged, marks.is_some()));
+    untested.sort_by_key(|untested| untested.attack);
     let picture = report::picture(&facts, capture, marks, span);
     let (totals, marks) = (capture.totals.clone(), marks.cloned());
     Ok(Report { totals, directions: facts, rows, untested, begun, marks, picture })
@@ -178,6 +180,21 @@ fn two_links<'a>(judged: &[&'a Named<'a>]) -> Option<(&'a Named<'a>, &'a Named<'
     let one = judged.first()?;
     let other = judged.iter().find(|(name, _)| link_of(name) != link_of(&one.0))?;
     Some((one, other))
+}
+
+/// What was left out since there are more directions and links than are held against each other.
+fn beyond_bounds(judged: &[&Named<'_>], marked: bool) -> Vec<Untested> {
+    let mut links: Vec<&str> = judged.iter().map(|(name, _)| link_of(name)).collect();
+    links.sort_unstable();
+    links.dedup();
+    let pairs = |count: usize| count * count.saturating_sub(1) / 2;
+    let say = |attack, of: &str, all, tried| {
+        let why =
+            format!("only {tried} of {all} pairs of {of} were held against each other: capture fewer links");
+        (tried < all).then(|| Untested { attack, why: why.into() })
+    };
+    let devices = say(Attack::Pairing, "links", pairs(links.len()), 1).filter(|_| marked);
+    say(Attack::Matching, "directions", pairs(judged.len()), PAIRS).into_iter().chain(devices).collect()
 }
 
 /// Attack 4 without its truth: whether one direction's cells follow another's.
@@ -256,7 +273,7 @@ fn parted<'a>(
         .map(|(number, part)| {
             let (from, to) = (from + part * width, from + (part + 1) * width);
             let (payload, wire) = (one.window(from, to), other.window(from, to));
-            Run { payload, wire, counted: None, turned_with: number }
+            Run { payload, wire, counted: None, turned_with: number, direction: 0 }
         })
         .collect()
 }
@@ -287,7 +304,7 @@ fn begun(all: &[Named<'_>], capture: &Capture, span: (u64, u64)) -> Begun {
 
 fn untested(marks: Option<&Marks>, two: bool, directions: usize) -> Vec<Untested> {
     let mut untested = Vec::new();
-    let mut say = |attack: Attack, why: &'static str| untested.push(Untested { attack, why });
+    let mut say = |attack: Attack, why: &'static str| untested.push(Untested { attack, why: why.into() });
     let need_marks = "needs to know when you were active: log it as lines `START END LABEL` and give --marks";
     if marks.is_none() {
         for attack in [Attack::Activity, Attack::Distribution, Attack::Correlation, Attack::Fingerprint] {
@@ -321,6 +338,5 @@ fn untested(marks: Option<&Marks>, two: bool, directions: usize) -> Vec<Untested
     );
     say(Attack::Watermark, "needs somebody who delays or drops packets on purpose, and a capture further on");
     say(Attack::Intersection, "needs weeks of many users");
-    untested.sort_by_key(|untested| untested.attack);
     untested
 }

@@ -1,5 +1,7 @@
 //! What is known in the end, as JSON and as a picture; `text` has the words.
 
+use std::borrow::Cow;
+
 use serde_json::{Value, json};
 
 use super::direction::{self, Facts};
@@ -12,10 +14,10 @@ use crate::observe::finding::{Attack, Target, Verdict};
 use crate::observe::stats::quantile;
 
 /// An attack that was not tried, or not in full.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Untested {
     pub(crate) attack: Attack,
-    pub(crate) why: &'static str,
+    pub(crate) why: Cow<'static, str>,
 }
 
 /// What began.
@@ -108,11 +110,12 @@ fn row(row: &Row) -> Value {
     })
 }
 
-/// Whether the target is met; nothing where that was not shown, as by an interval wider than the target wants it.
+/// Whether the target is met; nothing where that was not shown, as by an interval wider than the target wants it, or where
+/// there is none.
 fn ok(row: &Row) -> Option<bool> {
     match (row.says, row.finding.verdict()) {
         (Says::Found, _) => Some(false),
-        (Says::NotFound, Verdict::Met | Verdict::Missed | Verdict::Reported) => Some(true),
+        (Says::NotFound, Verdict::Met | Verdict::Missed) => Some(true),
         _ => None,
     }
 }

@@ -32,7 +32,7 @@ impl Display for Report {
             let attack = format!("{} {}", untested.attack.number(), untested.attack.name());
             match said.iter_mut().find(|(why, _)| *why == untested.why) {
                 Some((_, attacks)) => attacks.push(attack),
-                None => said.push((untested.why, vec![attack])),
+                None => said.push((&untested.why, vec![attack])),
             }
         }
         for (why, attacks) in said {

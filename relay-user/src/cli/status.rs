@@ -19,6 +19,11 @@ const MAX_ANSWER_LEN: u64 = 1 << 20;
 
 /// What the names in the answer mean that do not say it themselves.
 pub(super) const EXPLANATION: &str = "\
+guarantee                    what wires may tell of the payload: schedule, nothing; ledger, as many bits as
+                             stand in the ledger; lost, what machines let through
+Self-audit (self_audit.*): whether payload leaves when cover does, on links that carry much of both
+  alarm, breaches, epochs    whether it did not since the start, how often, and how often that was looked for
+  statistic, at_least        of the latest breach: what it was found by, and how large it is at least
 Drops (drops.*), cells and packets by reason; among them
   edge_queue_delay           packets that waited for their circuit's cells for too long (CoDel)
   edge_circuit_gone, circuit_ended
@@ -128,8 +133,8 @@ fn flatten(name: &str, value: &Value, rows: &mut Vec<(String, String)>) {
     }
 }
 
-/// One line per number, yes and no as 1 and 0. What there are several of has a label: the drops' reason, a link's peer, a
-/// socket's queue.
+/// One line per number, yes and no as 1 and 0, and what is left of the guarantee. What there are several of has a label:
+/// the drops' reason, a link's peer, a socket's queue.
 fn metrics(status: &Value) -> String {
     let mut lines = String::new();
     sample("evenwire", "", status, &mut lines);
@@ -144,6 +149,10 @@ fn sample(name: &str, label: &str, value: &Value, lines: &mut String) {
     match value {
         Value::Number(value) => number(value),
         Value::Bool(value) => number(&u8::from(*value)),
+        // Words that an operator has to be woken by are labels of a one.
+        Value::String(word) if name.ends_with("_guarantee") => {
+            sample(name, &format!("{{is=\"{word}\"}}"), &Value::from(1), lines);
+        }
         Value::Null | Value::String(_) => {}
         Value::Object(fields) if name.ends_with("_drops") => {
             for (reason, count) in fields {
@@ -236,9 +245,9 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_metrics_and_words_are_none() {
+    fn numbers_are_metrics_and_of_words_the_guarantee() {
         let status = serde_json::json!({
-            "name": "entry", "ready": true, "xdp_mode": null, "missed_slots": 7,
+            "name": "entry", "ready": true, "xdp_mode": null, "missed_slots": 7, "guarantee": "lost",
             "drops": {"queue_full": 3}, "links": [{"peer": "middle", "up": false, "lanes": 2}],
             "queues": [{"queue": 1, "need_wakeup": true}], "self_audit": {"alarm": false, "at_least": null},
             "rates": {"leakage": {"bits_today": 1.5}},
@@ -250,6 +259,7 @@ mod tests {
             lines,
             [
                 "evenwire_drops{reason=\"queue_full\"} 3",
+                "evenwire_guarantee{is=\"lost\"} 1",
                 "evenwire_links_lanes{peer=\"middle\"} 2",
                 "evenwire_links_up{peer=\"middle\"} 0",
                 "evenwire_missed_slots 7",

@@ -6,6 +6,7 @@ use crate::observe::finding::{Attack, Finding};
 use crate::observe::stats::{below, circular_products, jackknife, mean, permutation, variance};
 use crate::observe::trace::Window;
 use rand_chacha::ChaCha8Rng;
+use std::collections::BTreeMap;
 
 /// What went in and what was seen of it, over the same stretch of time.
 #[derive(Clone, Copy, Debug)]
@@ -19,6 +20,8 @@ pub struct Run<'a> {
     pub counted: Option<&'a [(u64, u64)]>,
     /// Runs of one number, such as two directions at the same time, are rotated alike.
     pub turned_with: u32,
+    /// Which direction it is of: each is looked at by itself, and all of them together.
+    pub direction: u32,
 }
 
 impl Run<'_> {
@@ -58,6 +61,10 @@ const NAMES: [&str; SEEN] = ["cells", "bytes", "unevenness"];
 /// cells, bytes or unevenness, in bins of `bin` nanoseconds: against the same with the wire rotated in time, each run by
 /// an amount of its own, which keeps both sides' rhythms and cuts what links them.
 ///
+/// Each direction is looked at by itself, and all of them together: two that follow the payload with other signs cancel in
+/// the sum, and one of four that does is a quarter of it. So that neither has it easier to be the greatest, the correlation of
+/// a direction counts as what is as rare among all bins: times the root of the share of bins that it has.
+///
 /// A run should hold many stretches with payload and without, in no order. Within one stretch, whose payload begins
 /// where the run does, a rotation is no equal of the truth: two schedules beat, so the wire goes up or down over seconds,
 /// and meets a payload that steps up once better as it was than rotated.
@@ -70,7 +77,7 @@ const NAMES: [&str; SEEN] = ["cells", "bytes", "unevenness"];
 /// rotation of a period: then only several runs together tell. The interval is that of the correlation at the lag found,
 /// over runs, and says nothing below three.
 pub fn correlation(runs: &[Run<'_>], bin: u64, lags: usize, rng: &mut ChaCha8Rng) -> Vec<Finding> {
-    let runs: Vec<Products> = runs.iter().filter_map(|&run| Products::of(run, bin, lags)).collect();
+    let runs = products(runs, bin, lags);
     let bins = runs.iter().map(|run| run.bins).sum();
     let rotations: f64 = runs.iter().map(|run| run.bins as f64).product();
     let still = vec![0; runs.len()];
@@ -94,16 +101,9 @@ pub fn correlation(runs: &[Run<'_>], bin: u64, lags: usize, rng: &mut ChaCha8Rng
 
 /// By how much each run is rotated, of its number and its bins.
 pub(super) fn turned(runs: impl Iterator<Item = (u32, usize)>, rng: &mut ChaCha8Rng) -> Vec<usize> {
-    let mut before = None;
-    runs.map(|(number, bins)| match before {
-        Some((last, turn)) if last == number => turn % bins.max(1),
-        _ => {
-            let turn = below(rng, bins);
-            before = Some((number, turn));
-            turn
-        }
-    })
-    .collect()
+    let mut turns: BTreeMap<u32, usize> = BTreeMap::new();
+    runs.map(|(number, bins)| *turns.entry(number).or_insert_with(|| below(rng, bins)) % bins.max(1))
+        .collect()
 }
 
 /// Where [`correlation`] finds its value.
@@ -115,15 +115,20 @@ pub struct Place {
     pub lag: isize,
     /// The correlation there, with its sign.
     pub rho: f64,
+    /// The direction that it is of; `None` for all of them together.
+    pub direction: Option<u32>,
 }
 
 /// Where [`correlation`] finds its value, for who looks for the mechanism: what holds programs and cells up at once shows
 /// below 0 at lag 0, a worker's own work above 0 there or shortly after. `None` where no run is long enough.
 pub fn place(runs: &[Run<'_>], bin: u64, lags: usize) -> Option<Place> {
-    let runs: Vec<Products> = runs.iter().filter_map(|&run| Products::of(run, bin, lags)).collect();
+    let runs = products(runs, bin, lags);
     let (_, found) = greatest(&runs, &vec![0; runs.len()], lags);
     let seen = NAMES.get(found.seen)?;
-    (!runs.is_empty()).then(|| Place { seen, lag: found.lag, rho: found.of(runs.iter()) })
+    let of = runs.iter().filter(|run| found.is_of(run));
+    let (sum, bins) =
+        of.fold((0.0, 0), |(sum, bins), run| (sum + run.sum_at(found.seen, 0, found.lag), bins + run.bins));
+    (bins > 0).then(|| Place { seen, lag: found.lag, rho: sum / bins as f64, direction: found.direction })
 }
 
 /// Permutations of each p-value.
@@ -135,7 +140,12 @@ const LEAST_ROTATIONS: f64 = 100.0;
 struct Products {
     bins: usize,
     turned_with: u32,
+    direction: u32,
     of: [Vec<f64>; SEEN],
+}
+
+fn products(runs: &[Run<'_>], bin: u64, lags: usize) -> Vec<Products> {
+    runs.iter().filter_map(|&run| Products::of(run, bin, lags)).collect()
 }
 
 impl Products {
@@ -147,7 +157,8 @@ impl Products {
             let seen = standard(seen).unwrap_or_else(|| vec![0.0; bins]);
             circular_products(&truth, &seen)
         });
-        (bins > 8 * lags.max(1)).then_some(Self { bins, turned_with: run.turned_with, of })
+        let (turned_with, direction) = (run.turned_with, run.direction);
+        (bins > 8 * lags.max(1)).then_some(Self { bins, turned_with, direction, of })
     }
 
     /// Bins times the correlation of the payload with what is seen `lag` bins later, where the wire is `turned`.
@@ -169,31 +180,62 @@ fn standard(values: Vec<f64>) -> Option<Vec<f64>> {
 struct Found {
     seen: usize,
     lag: isize,
+    direction: Option<u32>,
 }
 
 impl Found {
-    /// The correlation of these runs there.
-    fn of<'a>(self, runs: impl Iterator<Item = &'a Products>) -> f64 {
-        let (mut sum, mut bins) = (0.0, 0.0);
-        for run in runs {
-            sum += run.sum_at(self.seen, 0, self.lag);
-            bins += run.bins as f64;
-        }
-        sum / bins
+    fn is_of(self, run: &Products) -> bool {
+        self.direction.is_none_or(|direction| direction == run.direction)
     }
+
+    /// The correlation of these runs there, as it counts among all of them.
+    fn of<'a>(self, runs: impl Iterator<Item = &'a Products>) -> f64 {
+        let (mut sum, mut bins, mut all) = (0.0, 0.0, 0.0);
+        for run in runs {
+            all += run.bins as f64;
+            if self.is_of(run) {
+                sum += run.sum_at(self.seen, 0, self.lag);
+                bins += run.bins as f64;
+            }
+        }
+        weighed(sum, bins, all)
+    }
+}
+
+/// The correlation of `bins` bins whose products sum up to `sum`, as it counts among `all` bins.
+fn weighed(sum: f64, bins: f64, all: f64) -> f64 {
+    sum / (bins * all).sqrt()
 }
 
 /// The greatest correlation, its sign dropped, when each run's wire is `turned`; not a number without runs.
 fn greatest(runs: &[Products], turned: &[usize], lags: usize) -> (f64, Found) {
-    let bins: usize = runs.iter().map(|run| run.bins).sum();
+    let mut directions: Vec<u32> = runs.iter().map(|run| run.direction).collect();
+    directions.sort_unstable();
+    directions.dedup();
+    let place_of: Vec<usize> =
+        runs.iter().map(|run| directions.partition_point(|direction| *direction < run.direction)).collect();
+    let mut bins = vec![0.0; directions.len()];
+    for (run, &place) in runs.iter().zip(&place_of) {
+        bins[place] += run.bins as f64;
+    }
+    let all: f64 = bins.iter().sum();
     let reach = isize::try_from(lags).unwrap_or(0);
-    let mut best = (f64::NAN, Found { seen: 0, lag: 0 });
+    let mut best = (f64::NAN, Found { seen: 0, lag: 0, direction: None });
+    let mut sums = vec![0.0; directions.len()];
     for seen in 0..SEEN {
         for lag in -reach..=reach {
-            let sum: f64 = runs.iter().zip(turned).map(|(run, &turned)| run.sum_at(seen, turned, lag)).sum();
-            let rho = (sum / bins as f64).abs();
-            if rho > best.0 || best.0.is_nan() {
-                best = (rho, Found { seen, lag });
+            sums.fill(0.0);
+            for ((run, &turned), &place) in runs.iter().zip(turned).zip(&place_of) {
+                sums[place] += run.sum_at(seen, turned, lag);
+            }
+            let together = (None, sums.iter().sum(), all);
+            let each = directions.iter().zip(&sums).zip(&bins);
+            let each = each.map(|((&direction, &sum), &bins)| (Some(direction), sum, bins));
+            for (direction, sum, bins) in std::iter::once(together).chain(each) {
+                let rho = weighed(sum, bins, all).abs();
+                if rho > best.0 || best.0.is_nan() {
+                    best = (rho, Found { seen, lag, direction });
+                }
             }
         }
     }
@@ -266,7 +308,7 @@ mod tests {
         let (mut small, mut usual) = (0, 0);
         for (one, other) in &traces {
             let (payload, wire) = (one.window(0, 6 * BLOCK), other.window(0, 6 * BLOCK));
-            let run = Run { payload, wire, counted: None, turned_with: 0 };
+            let run = Run { payload, wire, counted: None, turned_with: 0, direction: 0 };
             let p = correlation(&[run], 20 * MILLI, 10, &mut rng)[1].value;
             small += u32::from(p <= 0.02);
             usual += u32::from(p <= 0.2);
@@ -314,7 +356,7 @@ mod tests {
             let parts = (0..4).map(|part| {
                 let (from, to) = (u64::from(part) * 10 * BLOCK, u64::from(part + 1) * 10 * BLOCK);
                 let (payload, wire) = (payload.window(from, to), wire.window(from, to));
-                Run { payload, wire, counted: None, turned_with: part }
+                Run { payload, wire, counted: None, turned_with: part, direction: 0 }
             });
             let runs: Vec<Run<'_>> = parts.collect();
             correlation(&runs, 10 * MILLI, 8, &mut rng)[1].value <= 0.05
@@ -332,6 +374,7 @@ mod tests {
             wire: planted.wire.window(0, BLOCK),
             counted: None,
             turned_with: 0,
+            direction: 0,
         };
         let rho = |counted| place(&[Run { counted, ..whole }], 5 * MILLI, 2).map(|place| place.rho);
         let counted = [(0, BLOCK / 4), (BLOCK / 2, BLOCK * 3 / 4)];
@@ -344,8 +387,54 @@ mod tests {
     #[test]
     fn runs_of_one_number_are_turned_alike() {
         let mut rng = ChaCha8Rng::seed_from_u64(3);
-        let turns = turned([(0, 1000), (0, 1000), (1, 1000), (1, 1000)].into_iter(), &mut rng);
-        assert!(turns[0] == turns[1] && turns[2] == turns[3] && turns[1] != turns[2], "{turns:?}");
+        let turns = turned([(0, 1000), (1, 1000), (0, 1000), (1, 1000)].into_iter(), &mut rng);
+        assert!(turns[0] == turns[2] && turns[1] == turns[3] && turns[0] != turns[1], "{turns:?}");
+    }
+
+    /// Payload in some bins, and two wires: in each bin, gaps stray by as many microseconds as `strays` says of one without
+    /// payload and of one with some.
+    fn followed(strays: [[u64; 2]; 2], rng: &mut ChaCha8Rng) -> (Trace, [Trace; 2]) {
+        let busy: Vec<bool> = (0..2000).map(|_| below(rng, 2) == 1).collect();
+        let payload = (0..).zip(&busy).filter(|(_, busy)| **busy);
+        let payload = payload.map(|(bin, _)| Sight { at: bin * 10 * MILLI + MILLI, length: 1200 }).collect();
+        let wires = strays.map(|strays| {
+            let slots = (0_u64..10_000).map(|slot| {
+                let stray = strays[usize::from(busy[usize::try_from(slot / 5).unwrap()])];
+                let late = below(rng, usize::try_from(stray).unwrap()) as u64 * 1000;
+                Sight { at: slot * 2 * MILLI + late, length: 1360 }
+            });
+            Trace::new(slots.collect())
+        });
+        (Trace::new(payload), wires)
+    }
+
+    #[test]
+    fn directions_do_not_cancel_each_other() {
+        let mut rng = ChaCha8Rng::seed_from_u64(5);
+        for (strays, of) in [([[100, 110], [110, 100]], None), ([[100, 100], [100, 120]], Some(1))] {
+            let (payload, wires) = followed(strays, &mut rng);
+            let parts = (0..4).flat_map(|part| {
+                let (from, to) = (u64::from(part) * 5 * BLOCK, u64::from(part + 1) * 5 * BLOCK);
+                let payload = payload.window(from, to);
+                (0..).zip(&wires).map(move |(direction, wire)| Run {
+                    payload,
+                    wire: wire.window(from, to),
+                    counted: None,
+                    turned_with: part,
+                    direction,
+                })
+            });
+            let runs: Vec<Run<'_>> = parts.collect();
+            let found = correlation(&runs, 10 * MILLI, 4, &mut rng);
+            let place = place(&runs, 10 * MILLI, 4).unwrap();
+            assert!(found[1].value <= 0.01 && found[0].interval.holds(found[0].value), "{found:?} {place:?}");
+            assert!(
+                place.direction.is_some() && of.is_none_or(|of| place.direction == Some(of)),
+                "{place:?}"
+            );
+            // What the value is scaled by: half of the bins are of this direction.
+            assert!((place.rho.abs() / 2_f64.sqrt() - found[0].value).abs() < 1e-9, "{found:?} {place:?}");
+        }
     }
 
     #[test]

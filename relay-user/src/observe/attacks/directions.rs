@@ -73,6 +73,8 @@ pub struct Most {
     pub direction: Option<usize>,
     /// What each direction says.
     pub each: Vec<f64>,
+    /// How far to either side of any of these the truth may lie; infinite where one cannot be given.
+    pub reach: f64,
 }
 
 /// The figure of the direction that is furthest from chance, counted in its own deviations, or of the mean of all; with an
@@ -124,8 +126,9 @@ pub fn most_telling(parts: &[&Part<'_>], rng: &mut ChaCha8Rng) -> Option<Most> {
         untold(attack, statistic, target, samples)
     };
     let each = values.into_iter().take(parts.len()).collect();
+    let reach = reach.into_iter().take(parts.len()).fold(0.0, f64::max);
     let direction = (all_known && place < parts.len()).then_some(place);
-    Some(Most { finding, direction, each })
+    Some(Most { finding, direction, each, reach })
 }
 
 #[cfg(test)]
@@ -207,6 +210,7 @@ mod tests {
         let parts: Vec<_> = (0..6).map(|_| part(off(&mut rng), Resampling::Drawn)).collect();
         let told = told(&parts, 1);
         assert_eq!((told.direction, told.finding.verdict()), (None, Verdict::Missed), "{told:?}");
+        assert!(told.reach > 1.5 * told.finding.interval.half_width(), "{told:?}");
     }
 
     #[test]

@@ -3,8 +3,10 @@
 use super::correlation::{Run, SEEN, turned};
 use super::shape::{NAMES, shapes};
 use super::{NO_CHANCE, against_chance};
-use crate::observe::finding::{Attack, Finding, Interval};
-use crate::observe::stats::{Blocks, jackknife, mutual_information, permutation, quantile_bins};
+use crate::observe::finding::{Attack, Finding};
+use crate::observe::stats::{
+    Blocks, Contingency, jackknife, mutual_information, permutation, quantile_bins, quantile_edges,
+};
 use crate::observe::trace::Sample;
 use rand_chacha::ChaCha8Rng;
 
@@ -26,8 +28,13 @@ pub fn of_labels(samples: &[Sample<'_>], rng: &mut ChaCha8Rng) -> Vec<Finding> {
     } else {
         NO_CHANCE
     };
-    let block_of = names(&blocks, samples.len());
-    let interval = without_blocks(&truth, &seen[best], &block_of, blocks.len());
+    let members: Vec<&[usize]> = blocks.iter().collect();
+    let interval = jackknife(members.len(), |left_out| {
+        let kept = members.iter().enumerate().filter(|(block, _)| Some(*block) != left_out);
+        let kept: Vec<usize> = kept.flat_map(|(_, members)| members.iter().copied()).collect();
+        let of = |values: &[usize]| -> Vec<usize> { kept.iter().map(|&sample| values[sample]).collect() };
+        mutual_information(&of(&truth), &of(&seen[best]))
+    });
     against_chance(
         Attack::Information,
         ["bits about what goes on", "p of bits about what goes on"],
@@ -39,54 +46,107 @@ pub fn of_labels(samples: &[Sample<'_>], rng: &mut ChaCha8Rng) -> Vec<Finding> {
 }
 
 /// What the wire's bins of `bin` nanoseconds tell about the payload's bytes in the same bins, in bits: the most of cells,
-/// bytes and unevenness, against the same with the wire rotated in time, each run by an amount of its own. What a run
-/// should be, [`correlation`](super::correlation::correlation) says.
+/// bytes and unevenness, in one direction or in all together, against the same with the wire rotated in time, each run by an
+/// amount of its own. What a run should be, and how directions count, [`correlation`](super::correlation::correlation) says: here,
+/// bits times observations are what chance makes alike, so those of a direction count times the share of bins that it has.
+///
+/// What is seen falls into eight bins of each run, since which run it is of is not what is asked.
 pub fn of_bytes(runs: &[Run<'_>], bin: u64, rng: &mut ChaCha8Rng) -> Vec<Finding> {
-    let (mut payload, mut lengths) = (Vec::new(), Vec::new());
-    let mut seen: [Vec<f64>; SEEN] = std::array::from_fn(|_| Vec::new());
     let truths = runs.iter().map(|run| (run, run.truth(bin)));
     // One in which nothing counts cannot be rotated.
     let truths: Vec<(&Run<'_>, Vec<f64>)> = truths.filter(|(_, truth)| !truth.is_empty()).collect();
-    let numbers: Vec<u32> = truths.iter().map(|(run, _)| run.turned_with).collect();
-    for (run, truth) in truths {
-        lengths.push(truth.len());
-        payload.extend(truth);
-        for (seen, series) in seen.iter_mut().zip(run.seen(bin)) {
-            seen.extend(series);
-        }
-    }
-    let truth = quantile_bins(&payload, TRUTH_BINS);
-    let seen = seen.map(|values| quantile_bins(&values, SEEN_BINS));
-    let (value, best) = most(&truth, &seen);
-    let rotations: f64 = lengths.iter().map(|&bins| bins as f64).product();
-    let varies = truth.iter().any(|&bin| bin != truth[0]);
+    let payload: Vec<f64> = truths.iter().flat_map(|(_, truth)| truth).copied().collect();
+    let edges = quantile_edges(&payload, TRUTH_BINS);
+    let mut runs: Vec<Binned> = truths
+        .iter()
+        .map(|(run, truth)| Binned {
+            turned_with: run.turned_with,
+            direction: run.direction,
+            truth: truth.iter().map(|bytes| edges.partition_point(|edge| edge < bytes)).collect(),
+            seen: run.seen(bin).map(|values| quantile_bins(&values, SEEN_BINS)),
+        })
+        .collect();
+    runs.sort_by_key(|run| run.direction);
+    let bins = payload.len();
+    let still = vec![0; runs.len()];
+    let (value, place) = greatest(&runs.iter().collect::<Vec<_>>(), &still);
+    let rotations: f64 = runs.iter().map(|run| run.truth.len() as f64).product();
+    let varies = payload.iter().any(|bytes| *bytes != payload[0]);
     let chance = if varies && rotations >= LEAST_ARRANGEMENTS {
-        // Turning the payload's runs against the wire's is turning the wire's, and there is only one payload.
+        let all: Vec<&Binned> = runs.iter().collect();
         permutation(value, SHUFFLES, || {
-            let turns = turned(numbers.iter().copied().zip(lengths.iter().copied()), rng);
-            let mut payload = truth.clone();
-            let mut rest = payload.as_mut_slice();
-            for (&bins, &turn) in lengths.iter().zip(&turns) {
-                let (run, others) = rest.split_at_mut(bins);
-                run.rotate_left(turn);
-                rest = others;
-            }
-            most(&payload, &seen).0
+            let turned = turned(runs.iter().map(|run| (run.turned_with, run.truth.len())), rng);
+            greatest(&all, &turned).0
         })
     } else {
         NO_CHANCE
     };
-    let run_of: Vec<usize> =
-        lengths.iter().enumerate().flat_map(|(run, &bins)| std::iter::repeat_n(run, bins)).collect();
-    let interval = without_blocks(&truth, &seen[best], &run_of, lengths.len());
+    let interval = jackknife(runs.len(), |left_out| {
+        let kept: Vec<&Binned> =
+            runs.iter().enumerate().filter(|(run, _)| Some(*run) != left_out).map(|(_, run)| run).collect();
+        let bits = told(&kept, &still);
+        bits.iter().find(|(one, _)| *one == place).map_or(f64::NAN, |(_, bits)| *bits)
+    });
     against_chance(
         Attack::Information,
         ["bits about bytes in a bin", "p of bits about bytes in a bin"],
         value,
         interval,
         chance,
-        payload.len(),
+        bins,
     )
+}
+
+/// Of one run: the bin of the payload's bytes, and those of what is seen.
+struct Binned {
+    turned_with: u32,
+    direction: u32,
+    truth: Vec<usize>,
+    seen: [Vec<usize>; SEEN],
+}
+
+/// A series, and the direction that it is of; `None` for all together.
+type Place = (usize, Option<u32>);
+
+/// What each series tells where each run's wire is `turned`, direction by direction and all together, as it counts among
+/// all bins. Runs of one direction follow each other.
+fn told(runs: &[&Binned], turned: &[usize]) -> Vec<(Place, f64)> {
+    let all: usize = runs.iter().map(|run| run.truth.len()).sum();
+    let mut told = Vec::new();
+    for number in 0..SEEN {
+        let nothing = || Contingency::new(TRUTH_BINS, SEEN_BINS);
+        let mut whole = nothing();
+        let mut turns = turned.iter();
+        let directions: Vec<&[&Binned]> = runs.chunk_by(|a, b| a.direction == b.direction).collect();
+        for of in &directions {
+            let mut counted = nothing();
+            for (run, &turn) in of.iter().zip(turns.by_ref()) {
+                // Turning the payload against the wire is turning the wire.
+                let (seen, bins) = (&run.seen[number], run.truth.len());
+                let turn = turn % bins.max(1);
+                counted.count(&run.truth[turn..], &seen[..bins - turn]);
+                counted.count(&run.truth[..turn], &seen[bins - turn..]);
+            }
+            whole.add(&counted);
+            if directions.len() > 1 {
+                let share = counted.total() as f64 / all as f64;
+                told.push(((number, of.first().map(|run| run.direction)), counted.information() * share));
+            }
+        }
+        told.push(((number, None), whole.information()));
+    }
+    told
+}
+
+/// The most of what is told, and where. Not a number where there is nothing.
+fn greatest(runs: &[&Binned], turned: &[usize]) -> (f64, Place) {
+    let mut best = (f64::NAN, (0, None));
+    for (place, bits) in told(runs, turned) {
+        if bits > best.0 || best.0.is_nan() {
+            best = (bits, place);
+        }
+    }
+    best
 }
 
 const TRUTH_BINS: usize = 4;
@@ -97,7 +157,7 @@ pub const SHUFFLES: usize = 499;
 const LEAST_ARRANGEMENTS: f64 = 100.0;
 
 /// The most that one of the series tells, and which. Not a number where there is nothing.
-fn most<const N: usize>(truth: &[usize], seen: &[Vec<usize>; N]) -> (f64, usize) {
+fn most(truth: &[usize], seen: &[Vec<usize>]) -> (f64, usize) {
     let mut best = (f64::NAN, 0);
     for (number, seen) in seen.iter().enumerate() {
         let bits = mutual_information(truth, seen);
@@ -114,31 +174,6 @@ fn ranks(labels: &[u16]) -> Vec<usize> {
     kinds.sort_unstable();
     kinds.dedup();
     labels.iter().map(|label| kinds.partition_point(|kind| kind < label)).collect()
-}
-
-/// The block of each of `samples` samples.
-fn names(blocks: &Blocks, samples: usize) -> Vec<usize> {
-    let mut names = vec![0; samples];
-    for (block, members) in blocks.iter().enumerate() {
-        for &member in members {
-            names[member] = block;
-        }
-    }
-    names
-}
-
-fn without_blocks(truth: &[usize], seen: &[usize], block_of: &[usize], blocks: usize) -> Interval {
-    jackknife(blocks, |left_out| {
-        let kept = |values: &[usize]| -> Vec<usize> {
-            values
-                .iter()
-                .zip(block_of)
-                .filter(|(_, block)| Some(**block) != left_out)
-                .map(|(v, _)| *v)
-                .collect()
-        };
-        mutual_information(&kept(truth), &kept(seen))
-    })
 }
 
 #[cfg(test)]
@@ -188,6 +223,21 @@ mod tests {
                 assert!(wrong <= 3, "{link:?}: {wrong} of {tries} exceed 95 % of chance");
             }
         }
+    }
+
+    #[test]
+    fn what_one_direction_of_four_tells_is_found() {
+        let mut rng = ChaCha8Rng::seed_from_u64(4);
+        let mut planted = |link: Link| -> Vec<Planted> {
+            (0..4).map(|block| link.block(block, 1, |_, _| true, &mut rng)).collect()
+        };
+        let (one, other) = (planted(Link::Perturbed), planted(Link::Constant));
+        let beside = |direction: u32| runs(&other).into_iter().map(move |run| Run { direction, ..run });
+        let all: Vec<Run<'_>> = runs(&one).into_iter().chain((1..4).flat_map(beside)).collect();
+        let found = of_bytes(&all, 10 * MILLI, &mut rng);
+        assert!(found[1].value <= 0.004 && found[0].interval.holds(found[0].value), "{found:?}");
+        let alone = of_bytes(&runs(&one), 10 * MILLI, &mut rng)[0].value;
+        assert!((found[0].value * 4.0 - alone).abs() < 0.2 * alone, "{alone} {found:?}");
     }
 
     #[test]

@@ -15,6 +15,7 @@ pub mod filter;
 pub mod fingerprint;
 pub mod information;
 pub mod intersection;
+pub mod long_gaps;
 pub mod matching;
 pub mod pairing;
 #[cfg(test)]

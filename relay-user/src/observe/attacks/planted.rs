@@ -136,6 +136,7 @@ pub(super) fn runs(planted: &[Planted]) -> Vec<Run<'_>> {
             wire: wire.window(0, BLOCK),
             counted: None,
             turned_with: *block,
+            direction: 0,
         })
         .collect()
 }

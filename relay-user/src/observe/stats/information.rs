@@ -16,15 +16,53 @@ pub fn entropy(counts: &[u64]) -> f64 {
 /// average where they tell nothing, so it may come out below. Not a number without observations.
 pub fn mutual_information(x: &[usize], y: &[usize]) -> f64 {
     let size = |bins: &[usize]| bins.iter().max().map_or(0, |max| max + 1);
-    let (columns, rows) = (size(y), size(x));
-    let mut joint = vec![0; rows * columns];
-    let (mut first, mut second) = (vec![0; rows], vec![0; columns]);
-    for (&x, &y) in x.iter().zip(y) {
-        joint[x * columns + y] += 1;
-        first[x] += 1;
-        second[y] += 1;
+    let mut counted = Contingency::new(size(x), size(y));
+    counted.count(x, y);
+    counted.information()
+}
+
+/// How often bins of two kinds were met together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Contingency {
+    columns: usize,
+    counts: Vec<u64>,
+}
+
+impl Contingency {
+    /// Nothing yet, of bins below `rows` and below `columns`.
+    pub fn new(rows: usize, columns: usize) -> Self {
+        Self { columns, counts: vec![0; rows * columns] }
     }
-    entropy(&first) + entropy(&second) - entropy(&joint)
+
+    /// Adds observations; bins that there are not are left out.
+    pub fn count(&mut self, x: &[usize], y: &[usize]) {
+        for (&x, &y) in x.iter().zip(y) {
+            if let Some(count) = self.counts.get_mut(x * self.columns + y) {
+                *count += 1;
+            }
+        }
+    }
+
+    /// Adds what another of the same size counted.
+    pub fn add(&mut self, other: &Self) {
+        self.counts.iter_mut().zip(&other.counts).for_each(|(count, other)| *count += other);
+    }
+
+    /// How many observations there were.
+    pub fn total(&self) -> u64 {
+        self.counts.iter().sum()
+    }
+
+    /// As [`mutual_information`].
+    pub fn information(&self) -> f64 {
+        let rows = self.counts.chunks(self.columns.max(1));
+        let first: Vec<u64> = rows.clone().map(|row| row.iter().sum()).collect();
+        let mut second = vec![0; self.columns];
+        for row in rows {
+            second.iter_mut().zip(row).for_each(|(sum, count)| *sum += count);
+        }
+        entropy(&first) + entropy(&second) - entropy(&self.counts)
+    }
 }
 
 /// The bin (below `bins`) of each value, with about as many values in each. Equal values share a bin, so that there may be

@@ -17,7 +17,7 @@ mod special;
 
 pub use blocks::Blocks;
 pub use fourier::circular_products;
-pub use information::{entropy, mutual_information, quantile_bins, quantile_edges};
+pub use information::{Contingency, entropy, mutual_information, quantile_bins, quantile_edges};
 pub use interval::{UNBOUNDED, binomial_interval, bootstrap, jackknife};
 pub use joint::{Joint, Resampling, joint};
 pub use moments::{mean, quantile, variance};
