@@ -163,12 +163,23 @@ fn followed(run: &Run, scenario: Scenario, found: &mut Found, rng: &mut ChaCha8R
 
 /// The gaps that no law explains, stretch by stretch; nothing where the law has gaps of any length.
 fn interrupted(run: &Run, scenario: Scenario) -> Option<Vec<Stretch>> {
-    let guard = nanos(run.plan.guard);
-    let blocks = run.blocks.iter().filter(|block| block.scenario.is_none_or(|one| one == scenario));
-    let (labels, times): (Vec<u16>, Vec<(u64, u64)>) =
-        blocks.map(|block| (u16::from(block.scenario.is_some()), (block.from + guard, block.to))).unzip();
+    let (labels, times): (Vec<u16>, Vec<(u64, u64)>) = alike(run, scenario).into_iter().unzip();
     let rates = stall::per_second(&run.wires, run.defence, &times)?;
     Some(labels.into_iter().zip(rates).map(|(label, per_second)| Stretch { label, per_second }).collect())
+}
+
+/// The stretches with this payload, labelled 1, and their counterparts, each for as long as the shortest is: of what comes in
+/// clusters, a longer one has other shares.
+fn alike(run: &Run, scenario: Scenario) -> Vec<(u16, (u64, u64))> {
+    let guard = nanos(run.plan.guard);
+    let blocks = run.blocks.iter().filter(|block| block.scenario.is_none_or(|one| one == scenario));
+    let shortest =
+        blocks.clone().map(|block| (block.to - block.from).saturating_sub(guard)).min().unwrap_or(0);
+    let of = |block: &Block| {
+        let from = block.from + guard;
+        (u16::from(block.scenario.is_some()), (from, from + shortest))
+    };
+    blocks.map(of).collect()
 }
 
 /// What can be said of a defence from all its runs that may be judged, or, where none may, why not.

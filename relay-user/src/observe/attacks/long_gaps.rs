@@ -8,7 +8,7 @@ use crate::observe::finding::{Attack, Finding};
 use crate::observe::stats::{Blocks, jackknife, mean, permutation, variance};
 use rand_chacha::ChaCha8Rng;
 
-/// What was seen for some time.
+/// What was seen for some time, the same for all that are compared.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Stretch {
     /// 0 where nothing goes on.
