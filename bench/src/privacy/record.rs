@@ -14,8 +14,8 @@ use relay_tests::{Host, Lab, Recorder, Recording};
 use relay_user::observe::attacks::connections::{Event, Kind};
 use relay_user::observe::trace::{Sample, Sight, Trace, Window};
 
-use super::attack::LINKS;
 use super::fault::{self, Fault};
+use super::links::LINKS;
 use super::network::{Defence, Network};
 use super::scenario::{Programs, Scenario};
 use super::seed;
@@ -385,7 +385,7 @@ pub(super) fn nanos(duration: Duration) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::attack::{CLIENT, TRUNKS};
+    use super::super::links::{CLIENT, TRUNKS};
     use super::*;
 
     const fn ms(ms: u64) -> u64 {

@@ -8,7 +8,7 @@
 
 use relay_user::observe::trace::Trace;
 
-use super::attack::LINKS;
+use super::links::LINKS;
 use super::network::Defence;
 use super::record::Wires;
 
@@ -100,7 +100,7 @@ pub(super) fn without(counted: &[(u64, u64)], stalls: &[(u64, u64)]) -> Vec<(u64
 
 #[cfg(test)]
 mod tests {
-    use super::super::attack::{CLIENT, TRUNKS};
+    use super::super::links::{CLIENT, TRUNKS};
     use super::*;
     use relay_user::observe::trace::{Sight, Trace};
 

@@ -1,0 +1,116 @@
+//! Attacks 3 and 8: how the wire follows the payload, bin by bin.
+
+use rand_chacha::ChaCha8Rng;
+use relay_tests::Host;
+use relay_user::observe::attacks::{correlation, information};
+use relay_user::observe::finding::Attack;
+use relay_user::observe::trace::{SECOND, Trace};
+
+use super::{Found, Test, judged, tested};
+use crate::privacy::links::{CLIENT, TRUNKS, name_of};
+use crate::privacy::record::Run;
+use crate::privacy::row::Row;
+use crate::privacy::scenario::Scenario;
+use crate::privacy::stall;
+
+/// Bins in which cells are held against payload, in nanoseconds, and how many of them payload may be ahead or behind.
+const BIN: u64 = 10_000_000;
+const LAGS: usize = 8;
+/// Parts in which payload and wire are held against each other, in nanoseconds that count: a dozen stretches.
+const PART: u64 = 10 * SECOND;
+/// Where less is left of the stretches, what is left is another machine than what was measured.
+const LEAST_LEFT: f64 = 0.5;
+
+/// What enters the tunnel at either end.
+#[derive(Clone, Copy, Debug)]
+enum Payload {
+    FromClient,
+    ToClient,
+}
+
+/// A payload, and a direction that may follow it.
+type Followed = (Payload, (Host, Host));
+
+pub(super) const OTHER_WAY: &str = "the other way";
+
+/// What is held against the payload at once: the client's link the way that the payload goes, and the other way; the trunks.
+const PAIRS: [(&str, &[Followed]); 3] = [
+    ("both ways", &[(Payload::FromClient, CLIENT[0]), (Payload::ToClient, CLIENT[1])]),
+    (OTHER_WAY, &[(Payload::FromClient, CLIENT[1]), (Payload::ToClient, CLIENT[0])]),
+    (
+        "trunks",
+        &[
+            (Payload::FromClient, TRUNKS[0]),
+            (Payload::ToClient, TRUNKS[1]),
+            (Payload::FromClient, TRUNKS[2]),
+            (Payload::ToClient, TRUNKS[3]),
+        ],
+    ),
+];
+
+/// Attacks 3 and 8: how the wire follows the payload.
+pub(super) fn followed(run: &Run, scenario: Scenario, found: &mut Found, rng: &mut ChaCha8Rng) {
+    let all = stretches(run, scenario);
+    let counted = stall::without(&all, &run.stalls);
+    let left = sum(&counted) / sum(&all).max(1.0);
+    for (way, pairs) in PAIRS {
+        if left < LEAST_LEFT {
+            let why = format!("{:.0} % lie around gaps that no law explains", (1.0 - left) * 100.0);
+            for attack in [Attack::Correlation, Attack::Information] {
+                let row = Row::nothing(attack, run.plan.name(scenario), run.defence.name, &why);
+                found.rows.push(judged(run, Row { statistic: way.into(), ..row }));
+            }
+            continue;
+        }
+        let runs = beside(run, pairs, &counted);
+        let test = Test { attack: Attack::Correlation, scenario, way, shuffles: correlation::SHUFFLES };
+        tested(run, test, |rng| correlation::correlation(&runs, BIN, LAGS, rng), found, rng);
+        if let (Some(row), Some(place)) = (found.rows.last_mut(), correlation::place(&runs, BIN, LAGS)) {
+            let later = place.lag * isize::try_from(BIN / 1_000_000).unwrap_or(0);
+            let pair = place.direction.and_then(|pair| pairs.get(usize::try_from(pair).ok()?));
+            let whose = pair.map_or_else(|| "all".to_owned(), |(_, wire)| name_of(*wire));
+            row.note += &format!("; {} at {later} ms, {:+.3}, {whose}", place.seen, place.rho);
+            if left < 1.0 {
+                row.note += &format!("; {:.1} % left out", (1.0 - left) * 100.0);
+            }
+        }
+        let test = Test { attack: Attack::Information, scenario, way, shuffles: information::SHUFFLES };
+        tested(run, test, |rng| information::of_bytes(&runs, BIN, rng), found, rng);
+    }
+}
+
+/// What entered the tunnel, beside the wire, in parts of which about [`PART`] counts.
+fn beside<'a>(run: &'a Run, pairs: &'a [Followed], counted: &'a [(u64, u64)]) -> Vec<correlation::Run<'a>> {
+    let end = run.blocks.last().map_or(0, |block| block.to);
+    let parts = (counted.iter().map(|(from, to)| to - from).sum::<u64>() / PART).max(1);
+    let width = end / parts / BIN * BIN;
+    let payload = |payload| -> &'a Trace {
+        match payload {
+            Payload::FromClient => &run.inside[0],
+            Payload::ToClient => &run.entering,
+        }
+    };
+    (0..)
+        .zip(0..parts)
+        .flat_map(|(number, part)| {
+            let (start, end) = (part * width, (part + 1) * width);
+            (0..).zip(pairs).filter_map(move |(direction, &(of, (from, to)))| {
+                let wire = run.wire(from, to)?.window(start, end);
+                let payload = payload(of).window(start, end);
+                let (counted, turned_with) = (Some(counted), number);
+                Some(correlation::Run { payload, wire, counted, turned_with, direction })
+            })
+        })
+        .collect()
+}
+
+/// The stretches with this payload, and those without any.
+fn stretches(run: &Run, scenario: Scenario) -> Vec<(u64, u64)> {
+    let of = run.blocks.iter().filter(|block| block.scenario.is_none_or(|one| one == scenario));
+    of.map(|block| (block.from, block.to)).collect()
+}
+
+/// How long all of them are together, in nanoseconds.
+fn sum(stretches: &[(u64, u64)]) -> f64 {
+    stretches.iter().map(|(from, to)| to - from).sum::<u64>() as f64
+}
