@@ -125,8 +125,10 @@ pub(super) fn plans(options: &Options, defence: Defence) -> Vec<Plan> {
     let (each, [faulty_idle, faulty_each]) = match (options.quick, defence.schedule.is_some()) {
         (true, true) => (24, [12, 8]),
         (true, false) => (10, [8, 4]),
-        (false, true) if defence.schedule == Some("constant") => (CLUSTERED, [CLUSTERED; 2]),
-        (false, true) => (120, [CLUSTERED; 2]),
+        (false, true) => {
+            let each = if defence.schedule == Some("constant") { CLUSTERED } else { 120 };
+            (each, [CLUSTERED; 2])
+        }
         (false, false) => (20, [20, 20]),
     };
     let (scenarios, faults) = scenarios(options);

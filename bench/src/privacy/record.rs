@@ -19,7 +19,7 @@ use super::links::LINKS;
 use super::network::{Defence, Network};
 use super::scenario::{Programs, Scenario};
 use super::seed;
-use super::stall;
+use super::stall::Stalls;
 
 /// Time for programs and recorders to come to rest before the first stretch.
 const SETTLE: Duration = Duration::from_millis(300);
@@ -120,8 +120,8 @@ pub struct Run {
     pub entering: Trace,
     /// Handshakes and new flows on the client's link.
     pub begun: Vec<Event>,
-    /// What lies around gaps that no law explains, in order.
-    pub stalls: Vec<(u64, u64)>,
+    /// Gaps that no law explains.
+    pub stalls: Stalls,
     /// Why none of it may be judged, if so.
     pub invalid: Option<String>,
     /// Slots that nodes missed meanwhile.
@@ -140,6 +140,24 @@ impl Run {
         [&self.inside[0], &self.entering].into_iter().any(|trace| !trace.window(from, to).sights().is_empty())
     }
 
+    /// The stretches with this payload, and their counterparts.
+    pub fn stretches(&self, scenario: Scenario) -> impl Iterator<Item = &Block> + Clone {
+        self.blocks.iter().filter(move |block| block.scenario.is_none_or(|one| one == scenario))
+    }
+
+    /// The same behind their guards, each labelled 1 or, a counterpart, 0, and as long as the shortest is: of what comes in
+    /// clusters, a longer one has other shares.
+    pub fn stretches_alike(&self, scenario: Scenario) -> Vec<(u16, (u64, u64))> {
+        let guard = nanos(self.plan.guard);
+        let lengths = self.stretches(scenario).map(|block| (block.to - block.from).saturating_sub(guard));
+        let shortest = lengths.min().unwrap_or(0);
+        let of = |block: &Block| {
+            let from = block.from + guard;
+            (u16::from(block.scenario.is_some()), (from, from + shortest))
+        };
+        self.stretches(scenario).map(of).collect()
+    }
+
     /// The windows of all stretches. Those of a stretch with payload in which none flowed, and of one without in which
     /// some still did, belong to neither and are left out; and so is, in either, what lies around gaps that no law explains, since
     /// payload that waits for answers does not flow there.
@@ -155,7 +173,7 @@ impl Run {
             let mut from = block.from + guard;
             while from + width <= block.to {
                 let is_true = self.is_active(from, from + width) == block.is_busy();
-                if is_true && !stall::meets(&self.stalls, from, from + width) {
+                if is_true && !self.stalls.meet(from, from + width) {
                     cuts.push(Cut { from, to: from + width, block: number, scenario: block.scenario });
                 }
                 from += step;
@@ -271,6 +289,7 @@ fn watch(
         defence,
         plan,
         blocks,
+        stalls: Stalls::of(&wires, defence),
         wires,
         begun: begun(&outer, began),
         whole: outer.whole,
@@ -278,9 +297,7 @@ fn watch(
         entering: Trace::new(entering.map(|seen| sight(seen, began)).collect()),
         invalid: None,
         missed_slots,
-        stalls: Vec::new(),
     };
-    run.stalls = stall::stalls(&run.wires, defence);
     run.invalid = if listening {
         complaint(&run, |host| network.judges(host), outer.lost + inner.lost + beyond.lost, programs.failures)
     } else {
@@ -413,7 +430,7 @@ mod tests {
             begun: Vec::new(),
             inside: [at(&[15]), Trace::default()],
             entering: at(&[85]),
-            stalls: Vec::new(),
+            stalls: Stalls::default(),
             invalid: None,
             missed_slots: 0,
         }
@@ -430,8 +447,18 @@ mod tests {
             run.samples(&run.inside[0], scenario).iter().map(|sample| sample.label).collect()
         };
         assert_eq!((labels(Scenario::Bulk), labels(Scenario::Idle)), (vec![0, 1], vec![0, 1]));
-        let stalled = Run { stalls: vec![(ms(20), ms(90))], ..run };
+        let stalled = Run { stalls: Stalls::close_by(vec![(ms(20), ms(90))]), ..run };
         assert_eq!(stalled.cuts().iter().map(|cut| cut.from / ms(1)).collect::<Vec<_>>(), [110, 130]);
+    }
+
+    #[test]
+    fn stretches_that_are_counted_in_are_of_one_length() {
+        let mut run = run();
+        run.blocks[1].to += ms(30);
+        let alike = |scenario| run.stretches_alike(scenario);
+        let counterpart = (0, (ms(10), ms(50)));
+        assert_eq!(alike(Scenario::Bulk), [counterpart, (1, (ms(60), ms(100)))]);
+        assert_eq!(alike(Scenario::Idle), [counterpart, (1, (ms(110), ms(150)))]);
     }
 
     #[test]

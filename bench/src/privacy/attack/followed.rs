@@ -6,12 +6,10 @@ use relay_user::observe::attacks::{correlation, information};
 use relay_user::observe::finding::Attack;
 use relay_user::observe::trace::{SECOND, Trace};
 
-use super::{Found, Test, judged, tested};
+use super::{Found, Test, nothing, tested};
 use crate::privacy::links::{CLIENT, TRUNKS, name_of};
 use crate::privacy::record::Run;
-use crate::privacy::row::Row;
 use crate::privacy::scenario::Scenario;
-use crate::privacy::stall;
 
 /// Bins in which cells are held against payload, in nanoseconds, and how many of them payload may be ahead or behind.
 const BIN: u64 = 10_000_000;
@@ -50,16 +48,14 @@ const PAIRS: [(&str, &[Followed]); 3] = [
 
 /// Attacks 3 and 8: how the wire follows the payload.
 pub(super) fn followed(run: &Run, scenario: Scenario, found: &mut Found, rng: &mut ChaCha8Rng) {
-    let all = stretches(run, scenario);
-    let counted = stall::without(&all, &run.stalls);
-    let left = sum(&counted) / sum(&all).max(1.0);
+    let all: Vec<(u64, u64)> = run.stretches(scenario).map(|block| (block.from, block.to)).collect();
+    let counted = run.stalls.outside(&all);
+    let left = sum(&counted) as f64 / sum(&all).max(1) as f64;
     for (way, pairs) in PAIRS {
         if left < LEAST_LEFT {
             let why = format!("{:.0} % lie around gaps that no law explains", (1.0 - left) * 100.0);
-            for attack in [Attack::Correlation, Attack::Information] {
-                let row = Row::nothing(attack, run.plan.name(scenario), run.defence.name, &why);
-                found.rows.push(judged(run, Row { statistic: way.into(), ..row }));
-            }
+            let attacks = [Attack::Correlation, Attack::Information];
+            found.rows.extend(attacks.map(|attack| nothing(run, scenario, attack, way, &why)));
             continue;
         }
         let runs = beside(run, pairs, &counted);
@@ -82,7 +78,7 @@ pub(super) fn followed(run: &Run, scenario: Scenario, found: &mut Found, rng: &m
 /// What entered the tunnel, beside the wire, in parts of which about [`PART`] counts.
 fn beside<'a>(run: &'a Run, pairs: &'a [Followed], counted: &'a [(u64, u64)]) -> Vec<correlation::Run<'a>> {
     let end = run.blocks.last().map_or(0, |block| block.to);
-    let parts = (counted.iter().map(|(from, to)| to - from).sum::<u64>() / PART).max(1);
+    let parts = (sum(counted) / PART).max(1);
     let width = end / parts / BIN * BIN;
     let payload = |payload| -> &'a Trace {
         match payload {
@@ -104,13 +100,7 @@ fn beside<'a>(run: &'a Run, pairs: &'a [Followed], counted: &'a [(u64, u64)]) ->
         .collect()
 }
 
-/// The stretches with this payload, and those without any.
-fn stretches(run: &Run, scenario: Scenario) -> Vec<(u64, u64)> {
-    let of = run.blocks.iter().filter(|block| block.scenario.is_none_or(|one| one == scenario));
-    of.map(|block| (block.from, block.to)).collect()
-}
-
 /// How long all of them are together, in nanoseconds.
-fn sum(stretches: &[(u64, u64)]) -> f64 {
-    stretches.iter().map(|(from, to)| to - from).sum::<u64>() as f64
+fn sum(stretches: &[(u64, u64)]) -> u64 {
+    stretches.iter().map(|(from, to)| to - from).sum()
 }

@@ -20,10 +20,9 @@ use super::duo::Duo;
 use super::family::Family;
 use super::links::{CLIENT, TRUNKS};
 use super::network::Defence;
-use super::record::{Block, Run, nanos};
+use super::record::Run;
 use super::row::{Row, Status};
 use super::scenario::Scenario;
-use super::stall;
 use crate::report::table::short;
 
 /// What cannot be tried in this lab, and why.
@@ -67,8 +66,7 @@ pub(super) fn one(run: &Run, scenario: Scenario, found: &mut Found, rng: &mut Ch
     for ((from, to), way) in CLIENT.into_iter().zip(["from the client", "to the client"]) {
         let Some(trace) = run.wire(from, to) else {
             for attack in [Attack::Distribution, Attack::Information] {
-                let row = Row::nothing(attack, run.plan.name(scenario), run.defence.name, UNSEEN);
-                found.rows.push(judged(run, Row { statistic: way.into(), ..row }));
+                found.rows.push(nothing(run, scenario, attack, way, UNSEEN));
             }
             continue;
         };
@@ -97,23 +95,9 @@ pub(super) fn one(run: &Run, scenario: Scenario, found: &mut Found, rng: &mut Ch
 
 /// The gaps that no law explains, stretch by stretch; nothing where the law has gaps of any length.
 fn interrupted(run: &Run, scenario: Scenario) -> Option<Vec<Stretch>> {
-    let (labels, times): (Vec<u16>, Vec<(u64, u64)>) = alike(run, scenario).into_iter().unzip();
-    let rates = stall::per_second(&run.wires, run.defence, &times)?;
+    let (labels, times): (Vec<u16>, Vec<(u64, u64)>) = run.stretches_alike(scenario).into_iter().unzip();
+    let rates = run.stalls.per_second(&times)?;
     Some(labels.into_iter().zip(rates).map(|(label, per_second)| Stretch { label, per_second }).collect())
-}
-
-/// The stretches with this payload, labelled 1, and their counterparts, each for as long as the shortest is: of what comes in
-/// clusters, a longer one has other shares.
-fn alike(run: &Run, scenario: Scenario) -> Vec<(u16, (u64, u64))> {
-    let guard = nanos(run.plan.guard);
-    let blocks = run.blocks.iter().filter(|block| block.scenario.is_none_or(|one| one == scenario));
-    let shortest =
-        blocks.clone().map(|block| (block.to - block.from).saturating_sub(guard)).min().unwrap_or(0);
-    let of = |block: &Block| {
-        let from = block.from + guard;
-        (u16::from(block.scenario.is_some()), (from, from + shortest))
-    };
-    blocks.map(of).collect()
 }
 
 /// What can be said of two clients who chat, with each other or not.
@@ -165,9 +149,7 @@ fn tested(
 ) {
     let findings = look(rng);
     let [value, p] = findings.as_slice() else {
-        let row =
-            Row::nothing(attack, run.plan.name(scenario), run.defence.name, "the attack gave no figure");
-        found.rows.push(judged(run, Row { statistic: way.into(), ..row }));
+        found.rows.push(nothing(run, scenario, attack, way, "the attack gave no figure"));
         return;
     };
     let p = if is_control(run) || p.value > CLOSE {
@@ -198,6 +180,12 @@ fn tested(
         found.family.add(value.attack, p);
     }
     found.rows.push(judged(run, row));
+}
+
+/// A test that could not be done, and why.
+fn nothing(run: &Run, scenario: Scenario, attack: Attack, way: &str, why: &str) -> Row {
+    let row = Row::nothing(attack, run.plan.name(scenario), run.defence.name, why);
+    judged(run, Row { statistic: way.into(), ..row })
 }
 
 /// What may not be judged is said, and so are slots that went by without a cell: whoever watches sees the gaps.

@@ -154,40 +154,34 @@ fn watched(runs: &[&Run], busy: bool) -> Watch {
     watch
 }
 
-/// The moments around each border of two stretches, run by run, labelled 1 where payload begins or ends and 0 where there is
-/// none on either side; and around the middle of each stretch without payload, labelled 0.
+/// What is seen around the moments of each run.
 fn changes<'a>(runs: &[&'a Run], (from, to): (Host, Host)) -> Vec<Vec<Sample<'a>>> {
     // Moments have the same number in every direction, though one were not seen in a run.
-    let mut number = 0;
-    let mut changes = Vec::new();
-    for run in runs {
-        let mut samples = Vec::new();
-        let mut take = |at: u64, label: u16| {
-            number += 1;
-            let trace = run.wire(from, to)?;
-            let window = trace.window(at.saturating_sub(AROUND), at + AROUND);
-            samples.push(Sample { window, label, block: number });
-            Some(())
+    let mut numbers = 0..;
+    let of = |run: &&'a Run| {
+        let numbered = moments(&run.blocks).into_iter().zip(numbers.by_ref());
+        let sample = |((at, label), block): ((u64, u16), u32)| {
+            let window = run.wire(from, to)?.window(at.saturating_sub(AROUND), at + AROUND);
+            Some(Sample { window, label, block })
         };
-        for (place, block) in run.blocks.iter().enumerate() {
-            let payload = |block: &Block| block.scenario.filter(|one| *one != Scenario::Idle);
-            let now = payload(block);
-            let before = place.checked_sub(1).and_then(|place| run.blocks.get(place)).map(payload);
-            match (before, now) {
-                // From one payload to another something ends and something begins, and neither is clean.
-                (None, _) | (Some(Some(_)), Some(_)) => {}
-                (Some(before), _) => {
-                    take(block.from, u16::from(before != now));
-                }
-            }
-            let middle = block.from.midpoint(block.to);
-            if now.is_none() && block.to - block.from >= 3 * AROUND {
-                take(middle, 0);
-            }
-        }
-        changes.push(samples);
-    }
-    changes
+        numbered.filter_map(sample).collect()
+    };
+    runs.iter().map(of).collect()
+}
+
+/// Each border of two stretches, labelled 1 where payload begins or ends and 0 where there is none on either side, and the
+/// middle of each stretch without payload, labelled 0.
+fn moments(blocks: &[Block]) -> Vec<(u64, u16)> {
+    let payload = |block: &Block| block.scenario.filter(|one| *one != Scenario::Idle);
+    // From one payload to another something ends and something begins, and neither is clean.
+    let clean = blocks.windows(2).filter(|pair| pair.iter().any(|block| payload(block).is_none()));
+    let borders = clean.map(|pair| (pair[1].from, u16::from(payload(&pair[0]) != payload(&pair[1]))));
+    let quiet = blocks.iter().filter(|block| payload(block).is_none());
+    let quiet = quiet.filter(|block| block.to - block.from >= 3 * AROUND);
+    let middles = quiet.map(|block| (block.from.midpoint(block.to), 0));
+    let mut moments: Vec<(u64, u16)> = borders.chain(middles).collect();
+    moments.sort_unstable();
+    moments
 }
 
 /// A figure of all runs together.
@@ -201,5 +195,27 @@ fn row(run: &Run, finding: &Finding) -> Row {
         }
         (true, Target::AtLeast { bound }) => row.as_control(Target::AtMost { bound }),
         (true, _) => row.as_control(Target::AtLeast { bound: SEEN }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moments_are_borders_of_what_flows_and_the_middle_of_what_is_quiet() {
+        let (idle, bulk, voice) = (Some(Scenario::Idle), Some(Scenario::Bulk), Some(Scenario::Voice));
+        let kinds = [None, idle, bulk, voice, None];
+        let block = |(number, scenario): (u64, Option<Scenario>)| Block {
+            scenario,
+            from: number * 4 * AROUND,
+            to: (number + 1) * 4 * AROUND,
+        };
+        let blocks: Vec<Block> = (0..).zip(kinds).map(block).collect();
+        let found: Vec<(u64, u16)> =
+            moments(&blocks).into_iter().map(|(at, label)| (at / AROUND, label)).collect();
+        assert_eq!(found, [(2, 0), (4, 0), (6, 0), (8, 1), (16, 1), (18, 0)]);
+        let short = Block { to: 2 * AROUND, ..blocks[0] };
+        assert_eq!(moments(&[short]), []);
     }
 }

@@ -144,8 +144,11 @@ struct Products {
     of: [Vec<f64>; SEEN],
 }
 
+/// Runs of one direction follow each other.
 fn products(runs: &[Run<'_>], bin: u64, lags: usize) -> Vec<Products> {
-    runs.iter().filter_map(|&run| Products::of(run, bin, lags)).collect()
+    let mut products: Vec<Products> = runs.iter().filter_map(|&run| Products::of(run, bin, lags)).collect();
+    products.sort_by_key(|run| run.direction);
+    products
 }
 
 impl Products {
@@ -209,34 +212,29 @@ fn weighed(sum: f64, bins: f64, all: f64) -> f64 {
 
 /// The greatest correlation, its sign dropped, when each run's wire is `turned`; not a number without runs.
 fn greatest(runs: &[Products], turned: &[usize], lags: usize) -> (f64, Found) {
-    let mut directions: Vec<u32> = runs.iter().map(|run| run.direction).collect();
-    directions.sort_unstable();
-    directions.dedup();
-    let place_of: Vec<usize> =
-        runs.iter().map(|run| directions.partition_point(|direction| *direction < run.direction)).collect();
-    let mut bins = vec![0.0; directions.len()];
-    for (run, &place) in runs.iter().zip(&place_of) {
-        bins[place] += run.bins as f64;
-    }
-    let all: f64 = bins.iter().sum();
+    let bins = |runs: &[Products]| runs.iter().map(|run| run.bins as f64).sum::<f64>();
+    let directions: Vec<(&[Products], f64)> =
+        runs.chunk_by(|a, b| a.direction == b.direction).map(|of| (of, bins(of))).collect();
+    let all = bins(runs);
     let reach = isize::try_from(lags).unwrap_or(0);
     let mut best = (f64::NAN, Found { seen: 0, lag: 0, direction: None });
-    let mut sums = vec![0.0; directions.len()];
+    let mut look = |rho: f64, found: Found| {
+        if rho > best.0 || best.0.is_nan() {
+            best = (rho, found);
+        }
+    };
     for seen in 0..SEEN {
         for lag in -reach..=reach {
-            sums.fill(0.0);
-            for ((run, &turned), &place) in runs.iter().zip(turned).zip(&place_of) {
-                sums[place] += run.sum_at(seen, turned, lag);
+            let mut turns = turned.iter();
+            let mut together = 0.0;
+            for (of, bins) in &directions {
+                let sum: f64 =
+                    of.iter().zip(turns.by_ref()).map(|(run, &turn)| run.sum_at(seen, turn, lag)).sum();
+                together += sum;
+                let direction = of.first().map(|run| run.direction).filter(|_| directions.len() > 1);
+                look(weighed(sum, *bins, all).abs(), Found { seen, lag, direction });
             }
-            let together = (None, sums.iter().sum(), all);
-            let each = directions.iter().zip(&sums).zip(&bins);
-            let each = each.map(|((&direction, &sum), &bins)| (Some(direction), sum, bins));
-            for (direction, sum, bins) in std::iter::once(together).chain(each) {
-                let rho = weighed(sum, bins, all).abs();
-                if rho > best.0 || best.0.is_nan() {
-                    best = (rho, Found { seen, lag, direction });
-                }
-            }
+            look(weighed(together, all, all).abs(), Found { seen, lag, direction: None });
         }
     }
     best

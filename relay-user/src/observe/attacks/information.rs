@@ -21,10 +21,12 @@ pub fn of_labels(samples: &[Sample<'_>], rng: &mut ChaCha8Rng) -> Vec<Finding> {
         quantile_bins(&column, SEEN_BINS)
     });
     let truth = ranks(&labels);
-    let (value, best) = most(&truth, &seen);
+    let of_each =
+        |labels: &[usize]| greatest(seen.iter().map(|seen| mutual_information(labels, seen)).enumerate());
+    let (best, value) = of_each(&truth);
     let enough = blocks.arrangements(&labels) >= LEAST_ARRANGEMENTS && blocks.least_spread(&labels) > 0;
     let chance = if enough {
-        permutation(value, SHUFFLES, || most(&ranks(&blocks.permuted(&labels, rng)), &seen).0)
+        permutation(value, SHUFFLES, || of_each(&ranks(&blocks.permuted(&labels, rng))).1)
     } else {
         NO_CHANCE
     };
@@ -69,21 +71,21 @@ pub fn of_bytes(runs: &[Run<'_>], bin: u64, rng: &mut ChaCha8Rng) -> Vec<Finding
     runs.sort_by_key(|run| run.direction);
     let bins = payload.len();
     let still = vec![0; runs.len()];
-    let (value, place) = greatest(&runs.iter().collect::<Vec<_>>(), &still);
+    let all: Vec<&Binned> = runs.iter().collect();
+    let (place, value) = greatest(told(&all, &still));
     let rotations: f64 = runs.iter().map(|run| run.truth.len() as f64).product();
     let varies = payload.iter().any(|bytes| *bytes != payload[0]);
     let chance = if varies && rotations >= LEAST_ARRANGEMENTS {
-        let all: Vec<&Binned> = runs.iter().collect();
         permutation(value, SHUFFLES, || {
             let turned = turned(runs.iter().map(|run| (run.turned_with, run.truth.len())), rng);
-            greatest(&all, &turned).0
+            greatest(told(&all, &turned)).1
         })
     } else {
         NO_CHANCE
     };
     let interval = jackknife(runs.len(), |left_out| {
-        let kept: Vec<&Binned> =
-            runs.iter().enumerate().filter(|(run, _)| Some(*run) != left_out).map(|(_, run)| run).collect();
+        let kept = all.iter().enumerate().filter(|(run, _)| Some(*run) != left_out);
+        let kept: Vec<&Binned> = kept.map(|(_, run)| *run).collect();
         let bits = told(&kept, &still);
         bits.iter().find(|(one, _)| *one == place).map_or(f64::NAN, |(_, bits)| *bits)
     });
@@ -112,12 +114,12 @@ type Place = (usize, Option<u32>);
 /// all bins. Runs of one direction follow each other.
 fn told(runs: &[&Binned], turned: &[usize]) -> Vec<(Place, f64)> {
     let all: usize = runs.iter().map(|run| run.truth.len()).sum();
+    let directions: Vec<&[&Binned]> = runs.chunk_by(|a, b| a.direction == b.direction).collect();
+    let nothing = || Contingency::new(TRUTH_BINS, SEEN_BINS);
     let mut told = Vec::new();
     for number in 0..SEEN {
-        let nothing = || Contingency::new(TRUTH_BINS, SEEN_BINS);
         let mut whole = nothing();
         let mut turns = turned.iter();
-        let directions: Vec<&[&Binned]> = runs.chunk_by(|a, b| a.direction == b.direction).collect();
         for of in &directions {
             let mut counted = nothing();
             for (run, &turn) in of.iter().zip(turns.by_ref()) {
@@ -138,17 +140,6 @@ fn told(runs: &[&Binned], turned: &[usize]) -> Vec<(Place, f64)> {
     told
 }
 
-/// The most of what is told, and where. Not a number where there is nothing.
-fn greatest(runs: &[&Binned], turned: &[usize]) -> (f64, Place) {
-    let mut best = (f64::NAN, (0, None));
-    for (place, bits) in told(runs, turned) {
-        if bits > best.0 || best.0.is_nan() {
-            best = (bits, place);
-        }
-    }
-    best
-}
-
 const TRUTH_BINS: usize = 4;
 const SEEN_BINS: usize = 8;
 /// Permutations of each p-value.
@@ -156,13 +147,12 @@ pub const SHUFFLES: usize = 499;
 /// Fewer arrangements of labels, or rotations, than this, and none is rare.
 const LEAST_ARRANGEMENTS: f64 = 100.0;
 
-/// The most that one of the series tells, and which. Not a number where there is nothing.
-fn most(truth: &[usize], seen: &[Vec<usize>]) -> (f64, usize) {
-    let mut best = (f64::NAN, 0);
-    for (number, seen) in seen.iter().enumerate() {
-        let bits = mutual_information(truth, seen);
-        if bits > best.0 || best.0.is_nan() {
-            best = (bits, number);
+/// The most of what is told, and where; not a number where there is nothing.
+fn greatest<P: Default>(told: impl IntoIterator<Item = (P, f64)>) -> (P, f64) {
+    let mut best = (P::default(), f64::NAN);
+    for (place, bits) in told {
+        if bits > best.1 || best.1.is_nan() {
+            best = (place, bits);
         }
     }
     best

@@ -8,7 +8,7 @@ use crate::observe::trace::{Sample, Window};
 use rand_chacha::ChaCha8Rng;
 
 /// How well stretches in which something begins or ends (any label but 0) are told from those in which all goes on as
-/// it was (label 0). Stretches of a second or so, cut into bins of `bin` nanoseconds.
+/// it was (label 0). Stretches of up to a second or so, cut into bins of `bin` nanoseconds.
 ///
 /// The first finding is the attack: the detector and direction that do best on a quarter of the blocks, tried on the
 /// others (for why not in turns, see [`super::activity`]). Those behind it are what each detector does alone, a high score
