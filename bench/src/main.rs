@@ -6,10 +6,12 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::Parser;
 use relay_bench::{cases, report, session::Session};
+use relay_tests::privilege::is_root;
+use relay_tests::tools;
 
 /// Measures Evenwire's data plane.
 #[derive(Debug, Parser)]
-#[command(name = "cargo xtask bench")]
+#[command(name = "cargo xtask bench", bin_name = "cargo xtask bench")]
 struct Arguments {
     /// Cases to run; all of them where none is named
     #[arg(value_name = "CASE", value_parser = clap::builder::PossibleValuesParser::new(cases::ALL.map(|case| case.name)))]
@@ -58,6 +60,9 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     for path in arguments.json.iter().chain(&arguments.html) {
         let file = std::fs::File::options().create(true).append(true).open(path);
         file.with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    if is_root() {
+        tools::install(&tools::LAB)?;
     }
     let mut session = Session::new(arguments.quick);
     for case in cases::ALL {

@@ -24,6 +24,7 @@ pub mod processes;
 pub mod program;
 pub mod recorder;
 mod tap;
+pub mod tools;
 pub mod tree;
 pub mod veth;
 mod wiring;

@@ -22,8 +22,8 @@ const WHOLE_KEPT: usize = 8192;
 const FRAME: u32 = 2048;
 /// Bytes captured at an interface: a header, and nothing where a wire's frame has ports and payload.
 const HEADER: u32 = 20;
-/// Packets kept at most, the others are counted as lost: 50 minutes of the lab's wire, 1 GiB.
-pub const PACKETS_KEPT: usize = 32 << 20;
+/// Packets kept at most, the others are counted as lost: 100 minutes of the lab's wire, 2 GiB.
+pub const PACKETS_KEPT: usize = 64 << 20;
 /// Packets that there is room for from the start, so that nothing is moved while something is measured.
 const ROOM: usize = 1 << 20;
 

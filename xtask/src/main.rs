@@ -42,18 +42,19 @@ enum Task {
 }
 
 fn main() -> ExitCode {
+    let done = |()| ExitCode::SUCCESS;
     let outcome = match Arguments::parse().command {
-        Task::Run(args) => run::run(&args),
-        Task::Test(args) => test::run(&args),
-        Task::Ci => ci::run(),
+        Task::Run(args) => run::run(&args).map(done),
+        Task::Test(args) => test::run(&args).map(done),
+        Task::Ci => ci::run().map(done),
         Task::Bench(args) => bench::run(&args),
         Task::Privacy(args) => privacy::run(&args),
-        Task::Ebpf(args) => ebpf::run(args),
-        Task::Vm(args) => return vm::run(&args),
-        Task::Serve(args) => run::serve::run(&args),
+        Task::Ebpf(args) => ebpf::run(args).map(done),
+        Task::Vm(args) => vm::run(&args),
+        Task::Serve(args) => run::serve::run(&args).map(done),
     };
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use relay_tests::interrupt::Interrupt;
+use relay_tests::tools::LAB;
 use relay_tests::{Host, Lab, Observer};
 
 use self::files::RELAYS;
@@ -50,7 +51,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
             "cargo xtask run needs root: it makes network namespaces, loads an XDP program and opens raw sockets"
         );
     }
-    tools::install_missing()?;
+    tools::install(&LAB)?;
     let relay = build()?;
     let interrupt = Interrupt::listen()?;
     let lab = Lab::three_hops()?;

@@ -6,6 +6,7 @@ use std::process::Stdio;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use relay_tests::tools::LAB;
 
 use crate::tools;
 
@@ -20,7 +21,7 @@ pub(crate) struct TestArgs {
 pub(crate) fn run(args: &TestArgs) -> Result<()> {
     let started = Instant::now();
     if relay_tests::privilege::is_root() {
-        tools::install_missing()?;
+        tools::install(&LAB)?;
     }
     let mut command = tools::cargo();
     command.args(["test", "--workspace", "--exclude", "relay-ebpf", "--no-fail-fast", "--locked", "--"]);

@@ -56,26 +56,17 @@ pub(crate) struct VmArgs {
     command: Vec<String>,
 }
 
-pub(crate) fn run(args: &VmArgs) -> ExitCode {
-    let outcome = std::env::current_dir().context("the current directory").and_then(|directory| {
-        let job = Job {
-            series: &args.kernel,
-            cpus: args.cpus,
-            memory: args.memory,
-            limit: Duration::from_secs(args.timeout),
-            share: &args.share,
-            directory: &directory,
-            command: &args.command,
-        };
-        job.run()
-    });
-    match outcome {
-        Ok(status) => ExitCode::from(status),
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+pub(crate) fn run(args: &VmArgs) -> Result<ExitCode> {
+    let job = Job {
+        series: &args.kernel,
+        cpus: args.cpus,
+        memory: args.memory,
+        limit: Duration::from_secs(args.timeout),
+        share: &args.share,
+        directory: &std::env::current_dir().context("the current directory")?,
+        command: &args.command,
+    };
+    job.run().map(ExitCode::from)
 }
 
 /// A command to be run in a machine.

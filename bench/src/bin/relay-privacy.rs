@@ -12,7 +12,7 @@ use relay_bench::privacy::{self, Options};
 
 /// Attacks the traffic of real programs through each defence, on this machine.
 #[derive(Debug, Parser)]
-#[command(name = "cargo xtask privacy")]
+#[command(name = "cargo xtask privacy", override_usage = "cargo xtask privacy [OPTIONS]")]
 struct Arguments {
     /// At most 15 minutes: fewer windows, so wider intervals. Where none is named, plain, constant and jittered only, and
     /// without overload-down, throttled-up, throttled-trunk, delay and witness

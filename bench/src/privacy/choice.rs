@@ -114,9 +114,10 @@ pub(super) fn is_wanted(named: &[String], name: &str) -> bool {
     named.is_empty() || named.iter().any(|wanted| wanted == name)
 }
 
-/// Stretches of each kind in a full run of `constant`: moments at which workers come late lie in clusters there, so
-/// stretches differ more than where a law strews the cells. With a fault under every law: attack 6 takes so many.
-const CLUSTERED: u32 = 240;
+/// Stretches of each kind in a full run: where a law strews the cells, without a fault and with one, since attack 6 takes so
+/// many; and under `constant`, where moments at which workers come late lie in clusters, so that stretches differ more.
+const STREWN: (u32, u32) = (120, 240);
+const CLUSTERED: (u32, u32) = (480, 480);
 
 /// Every payload through a sound link, and a download through each unsound one. What is plain to see takes few
 /// stretches; chance takes many to be bounded by 0.03.
@@ -126,8 +127,8 @@ pub(super) fn plans(options: &Options, defence: Defence) -> Vec<Plan> {
         (true, true) => (24, [12, 8]),
         (true, false) => (10, [8, 4]),
         (false, true) => {
-            let each = if defence.schedule == Some("constant") { CLUSTERED } else { 120 };
-            (each, [CLUSTERED; 2])
+            let (each, faulty) = if defence.schedule == Some("constant") { CLUSTERED } else { STREWN };
+            (each, [faulty; 2])
         }
         (false, false) => (20, [20, 20]),
     };

@@ -44,6 +44,7 @@ use anyhow::{Context as _, Result, bail};
 use rand_chacha::ChaCha8Rng;
 use rand_core::Rng as _;
 use relay_tests::interrupt::Interrupt;
+use relay_tests::tools::{self, Tool};
 use relay_tests::{Host, Lab};
 use relay_user::engine::schedule::Law;
 use relay_user::observe::finding::{Attack, Interval, Target};
@@ -73,11 +74,14 @@ const DIR: &str = "/run/evenwire-privacy";
 const PROBE: Duration = Duration::from_millis(500);
 /// Round trips measured for each defence.
 const ROUND_TRIPS: usize = 150;
+/// What makes the payload and the faults, beside what every lab needs.
+const PAYLOAD: [Tool; 2] = [("python3", "python3"), ("tc", "iproute2")];
 
 /// Measures everything. What cannot run here becomes a row that says so.
 ///
 /// # Errors
-/// Without root, and when the user interrupts before there is anything to report.
+/// Without root, where what the lab needs cannot be installed, and when the user interrupts before there is anything to
+/// report.
 pub fn run(options: &Options) -> Result<(Report, Vec<Picture>)> {
     if !relay_tests::privilege::is_root() {
         bail!(
@@ -94,6 +98,8 @@ pub fn run(options: &Options) -> Result<(Report, Vec<Picture>)> {
     if let Some(why) = nothing_to_measure(options) {
         bail!(why);
     }
+    tools::install(&tools::LAB)?;
+    tools::install(&PAYLOAD)?;
     let mut bench = Bench::new(options)?;
     for defence in defences(options) {
         if let Err(error) = bench.defence(defence) {

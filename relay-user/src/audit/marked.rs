@@ -121,7 +121,7 @@ fn with_marks(
 ) -> Vec<Row> {
     let inside = |mark: &&Mark| mark.from < to && mark.to > from;
     if marks.busy().filter(inside).count() < FEWEST_MARKS {
-        let none = correlation(&[], BIN, LAGS, rng);
+        let none = correlation(&[], BIN, LAGS, rng).0;
         return with_p(name, &none, |_| String::new(), NEEDS);
     }
     // A capture may say that it lasted for years.
@@ -133,7 +133,7 @@ fn with_marks(
     let payload = Trace::new(packets.collect());
     let runs = parted(&payload, trace, (from, to), width, LAGS);
     let power = |finding: &Finding| format!("{} is", plain(4.2 / (finding.samples.max(1) as f64).sqrt()));
-    with_p(name, &correlation(&runs, width, LAGS, rng), power, NEEDS)
+    with_p(name, &correlation(&runs, width, LAGS, rng).0, power, NEEDS)
 }
 
 /// Attack 6: stretches around marks' ends against stretches just before and in the middle of them.

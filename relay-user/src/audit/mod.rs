@@ -163,7 +163,8 @@ pub(crate) fn audit(capture: &Capture, marks: Option<&Marks>, seed: u64) -> Resu
     }
     rows.sort_by_key(|row| (row.attack().number(), row.of.clone()));
     let mut untested = untested(marks, two_links(&judged).is_some(), judged.len());
-    untested.extend(beyond_bounds(&judged, marks.is_some()));
+    let names: Vec<&str> = judged.iter().map(|(name, _)| name.as_str()).collect();
+    untested.extend(beyond_bounds(&names, marks.is_some()));
     untested.sort_by_key(|untested| untested.attack);
     let picture = report::picture(&facts, capture, marks, span);
     let (totals, marks) = (capture.totals.clone(), marks.cloned());
@@ -183,8 +184,8 @@ fn two_links<'a>(judged: &[&'a Named<'a>]) -> Option<(&'a Named<'a>, &'a Named<'
 }
 
 /// What was left out since there are more directions and links than are held against each other.
-fn beyond_bounds(judged: &[&Named<'_>], marked: bool) -> Vec<Untested> {
-    let mut links: Vec<&str> = judged.iter().map(|(name, _)| link_of(name)).collect();
+fn beyond_bounds(directions: &[&str], marked: bool) -> Vec<Untested> {
+    let mut links: Vec<&str> = directions.iter().map(|name| link_of(name)).collect();
     links.sort_unstable();
     links.dedup();
     let pairs = |count: usize| count * count.saturating_sub(1) / 2;
@@ -194,7 +195,7 @@ fn beyond_bounds(judged: &[&Named<'_>], marked: bool) -> Vec<Untested> {
         (tried < all).then(|| Untested { attack, why: why.into() })
     };
     let devices = say(Attack::Pairing, "links", pairs(links.len()), 1).filter(|_| marked);
-    say(Attack::Matching, "directions", pairs(judged.len()), PAIRS).into_iter().chain(devices).collect()
+    say(Attack::Matching, "directions", pairs(directions.len()), PAIRS).into_iter().chain(devices).collect()
 }
 
 /// Attack 4 without its truth: whether one direction's cells follow another's.
@@ -233,14 +234,14 @@ fn alike(
     let rate = one.window(from, to).rate().min(other.window(from, to).rate()).max(1e-3);
     let bin = bin(20.0 / rate * 1e9).max(SECOND / BINS_A_SECOND).max(to.saturating_sub(from) / BINS);
     let runs = parted(one, other, (from, to), bin, LAGS);
-    let mut findings = correlation(&runs, bin, LAGS, rng);
+    let (mut findings, _) = correlation(&runs, bin, LAGS, rng);
     // As many chances of a false alarm as there are pairs, and as many again for the other figures of a capture.
     let chances = 2 * pairs.max(1);
     let p_of = |findings: &[Finding]| findings.get(1).map_or(f64::NAN, |p| p.value);
     let first = p_of(&findings);
     if first <= ROTATED_LEAST {
         // None of the rotations reached it, and those of one look are too few to tell how rare it is.
-        let again = || p_of(&correlation(&runs, bin, LAGS, rng));
+        let again = || p_of(&correlation(&runs, bin, LAGS, rng).0);
         let p = looked_again(first, SHUFFLES, chances, again);
         if let Some(finding) = findings.get_mut(1) {
             finding.value = p;
@@ -339,4 +340,29 @@ fn untested(marks: Option<&Marks>, two: bool, directions: usize) -> Vec<Untested
     say(Attack::Watermark, "needs somebody who delays or drops packets on purpose, and a capture further on");
     say(Attack::Intersection, "needs weeks of many users");
     untested
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pairs_that_are_not_held_against_each_other_are_counted() {
+        let said = |directions: &[&str], marked| -> Vec<(Attack, String)> {
+            let untested = beyond_bounds(directions, marked).into_iter();
+            untested.map(|untested| (untested.attack, untested.why.to_string())).collect()
+        };
+        let two = ["A1", "A2", "B1", "B2"];
+        assert_eq!(said(&two, true), [], "six pairs, and one of links");
+        let three = ["A1", "A2", "B1", "B2", "C1", "C2"];
+        let found = said(&three, true);
+        assert_eq!(
+            found.iter().map(|(attack, _)| *attack).collect::<Vec<_>>(),
+            [Attack::Matching, Attack::Pairing]
+        );
+        assert!(found[0].1.starts_with("only 12 of 15 pairs of directions"), "{found:?}");
+        assert!(found[1].1.starts_with("only 1 of 3 pairs of links"), "{found:?}");
+        assert_eq!(said(&three, false).len(), 1, "pairs of links need marks");
+        assert_eq!(said(&[], true), []);
+    }
 }

@@ -22,7 +22,7 @@ use crate::engine::{Engine, Limits, Unwatched, Witness};
 use crate::port::{AfXdpPort, Handshakes, Port, PortMode, UdpPort};
 use crate::rates::Epochs;
 use crate::steering::{AttachMode, Steering};
-use crate::worker::{Clock, NodeEdge, Poll, Seat, Workers, leave_to_workers};
+use crate::worker::{Clock, NodeEdge, Poll, Seat, Workers, frames_for_events, leave_to_workers};
 use crate::xsk::{self, Arena, BindRequest, SocketConfig};
 use anyhow::{Context, Result, bail};
 use rand_chacha::ChaCha20Rng;
@@ -79,10 +79,9 @@ async fn relay<W: Witness>(
     let clock = Clock::start();
     let mut rng = system_rng()?;
     let mut limits = Limits { exit: config.exit.is_some(), ..Limits::default() };
-    // A fill ring has a quarter of the frames at most. What is left of them is for slots: peers who send more than the
-    // control plane takes must not leave them without.
+    // A fill ring has a quarter of the frames at most.
     let frames = config.datapath.frames as usize;
-    (limits.events, limits.waiting) = (frames / 8, frames / 2);
+    (limits.events, limits.waiting) = (frames_for_events(frames), frames / 2);
     let clients = Arc::new(plans::of_clients(&config.network, &network, ClientPolicy::Adaptive)?);
     let rates = rates(&network, clock, &mut rng);
     limits.spare = rates.spare(&clients);

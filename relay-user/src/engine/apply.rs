@@ -234,10 +234,16 @@ impl<W: Witness> Engine<W> {
     fn detach_ahead(&mut self, number: u32) {
         let Some(Some(circuit)) = self.circuits.get_mut(number as usize) else { return };
         let Some(side) = circuit.ahead.take() else { return };
-        let cleared = self.cells.clear(&mut circuit.queues[Direction::Ahead as usize], |_| true);
+        self.empty(number, Direction::Ahead);
+        self.leave(number, Direction::Ahead, side);
+    }
+
+    /// Drops what waits for one side of a circuit.
+    fn empty(&mut self, number: u32, direction: Direction) {
+        let Some(Some(circuit)) = self.circuits.get_mut(number as usize) else { return };
+        let cleared = self.cells.clear(&mut circuit.queues[direction as usize], |_| true);
         self.waiting -= cleared;
         self.counters.drop_all(DropReason::Ended, cleared);
-        self.leave(number, Direction::Ahead, side);
     }
 
     /// Undoes [`Self::attach`], and takes the side out of its link's turns.
@@ -284,10 +290,8 @@ impl<W: Witness> Engine<W> {
         now: Nanos,
     ) {
         for direction in [Direction::Back, Direction::Ahead] {
-            let Some(Some(circuit)) = self.circuits.get_mut(number as usize) else { return };
-            let cleared = self.cells.clear(&mut circuit.queues[direction as usize], |_| true);
-            self.waiting -= cleared;
-            self.counters.drop_all(DropReason::Ended, cleared);
+            self.empty(number, direction);
+            let Some(Some(circuit)) = self.circuits.get(number as usize) else { return };
             let Some(side) = circuit.side(direction) else { continue };
             self.leave(number, direction, side);
             if told_by != Some(direction) {

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::engine::time::Nanos;
-use crate::rates::{ClassNumber, Epochs, Plan, Policy, SECONDS_PER_DAY};
+use crate::rates::{Epochs, Plan, Policy, SECONDS_PER_DAY};
 
 /// A bound on what changes of class tell.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -21,8 +21,7 @@ pub(crate) struct Leakage {
 impl Leakage {
     /// The bound for one direction of one link that comes by its classes in this way.
     pub(super) fn of_link(plan: &Plan, epochs: Epochs) -> Self {
-        let mut classes: Vec<ClassNumber> = plan.policy.classes();
-        classes.extend(&plan.ladder);
+        let mut classes = plan.classes();
         classes.sort_unstable();
         classes.dedup();
         let seconds = epochs.length().0 as f64 / Nanos::SECOND.0 as f64;
@@ -69,7 +68,7 @@ impl Leakage {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rates::{DayTable, LossRules};
+    use crate::rates::{ClassNumber, DayTable, LossRules};
 
     #[test]
     fn hours_are_as_many_opportunities_as_the_document_has_changes() {

@@ -12,7 +12,7 @@ mod watch;
 pub use crossing::{CrossingCounters, Owners};
 pub use edge::{NodeEdge, OWN_CIRCUITS};
 pub use lead::Wakes;
-pub use pool::{Seat, Workers};
+pub use pool::{Seat, Workers, frames_for_events};
 pub use snapshot::{Snapshot, Totals};
 pub use turning::{COPYING_GRID, Ticks};
 
@@ -34,7 +34,7 @@ use turning::{Joint, Turning};
 
 /// Commands that may wait for a worker.
 const COMMANDS: usize = 1024;
-/// Events that may wait for the control plane.
+/// Events that may wait for the control plane, at most.
 const EVENTS: usize = 1024;
 /// Nice value of a spinning worker: the highest priority that is not real-time.
 const BUSY_NICE: i32 = -20;
@@ -120,8 +120,9 @@ struct Events {
 }
 
 impl Events {
-    fn new() -> Self {
-        Self { queue: ArrayQueue::new(EVENTS), arrived: tokio::sync::Notify::new() }
+    /// Room for as many events, at least one.
+    fn holding(events: usize) -> Self {
+        Self { queue: ArrayQueue::new(events.max(1)), arrived: tokio::sync::Notify::new() }
     }
 
     async fn next(&self) -> Report {
@@ -145,7 +146,7 @@ impl Worker {
         clock: Clock,
         poll: Poll,
     ) -> std::io::Result<Self> {
-        Self::launch(0, seat, pool, clock, poll, None, Arc::new(Events::new()))
+        Self::launch(0, seat, pool, clock, poll, None, Arc::new(Events::holding(EVENTS)))
     }
 
     fn launch<P: Port + Send + 'static, W: Witness>(

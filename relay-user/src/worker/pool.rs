@@ -2,7 +2,7 @@
 //! the arena and the rings between them.
 
 use super::crossing::{Crossing, Owners};
-use super::{Clock, Events, NodeEdge, Poll, Report, ToWorker, Totals, Worker, WorkerBusy};
+use super::{Clock, EVENTS, Events, NodeEdge, Poll, Report, ToWorker, Totals, Worker, WorkerBusy};
 use crate::engine::{Command, Engine, Home, Unwatched, Witness};
 use crate::port::Port;
 use crate::xsk::{Arena, FramePool};
@@ -26,6 +26,12 @@ pub struct Seat<P, W = Unwatched> {
 /// Frames that a worker keeps to itself.
 const POOL: usize = 512;
 
+/// How many of so many frames may wait with events that peers cause on their way to the control plane, and as many again in
+/// the engines: what is left is for slots, and peers who send more than the control plane takes must not leave them without.
+pub const fn frames_for_events(frames: usize) -> usize {
+    frames / 16
+}
+
 /// The workers of a node.
 #[derive(Debug)]
 pub struct Workers {
@@ -45,7 +51,7 @@ impl Workers {
         clock: Clock,
         poll: Poll,
     ) -> std::io::Result<Self> {
-        let events = Arc::new(Events::new());
+        let events = Arc::new(Events::holding(EVENTS.min(frames_for_events(arena.frames() as usize))));
         let owners = Arc::new(Owners::new());
         let count = u16::try_from(seats.len()).map_err(std::io::Error::other)?;
         let mut crossings = Crossing::among(count, arena, &owners).into_iter();

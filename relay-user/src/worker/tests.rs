@@ -125,7 +125,7 @@ fn turning<P: Port>(
     let snapshot = Arc::new(Snapshot::default());
     let joint = Joint {
         inbox,
-        events: Arc::new(Events::new()),
+        events: Arc::new(Events::holding(EVENTS)),
         snapshot: Arc::clone(&snapshot),
         number: 0,
         crossing: None,

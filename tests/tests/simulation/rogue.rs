@@ -10,7 +10,7 @@ use relay_common::wire::{
 use relay_user::crypto::{HopKeys, LinkKeys, Suite};
 use relay_user::engine::schedule::{Law, Schedule};
 use relay_user::engine::time::Nanos;
-use relay_user::engine::{Command, DropReason, Session};
+use relay_user::engine::{Command, DropReason, Limits, Session};
 use std::net::SocketAddr;
 
 const SEED: u64 = 51;
@@ -186,6 +186,19 @@ fn a_circuit_is_extended_once() {
     assert_eq!(rogue.net.circuits()[MIDDLE], 1, "a second time would repeat numbers");
     rogue.net.run(50 * MS);
     assert_eq!(rogue.net.circuits()[EXIT], 1, "the exit was told");
+    rogue.ends_unseen();
+}
+
+#[test]
+fn circuits_that_nobody_grants_leave_every_slot_filled() {
+    let mut rogue = Rogue::new();
+    rogue.net.nodes[MIDDLE].deaf = true;
+    // More than the arena has frames.
+    for name in 0..3000 {
+        rogue.cell(1000 + name, CellCommand::Create as u8, 1, &[0; BODY_LEN]);
+    }
+    let refused = rogue.dropped(DropReason::EventsFull);
+    assert_eq!(refused, 3000 - Limits::default().events as u64);
     rogue.ends_unseen();
 }
 

@@ -5,11 +5,10 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use relay_tests::processes::{ProcessRecord, end_child};
+use relay_tests::tools;
 
 /// Time that a build may take.
 const PATIENCE: Duration = Duration::from_secs(900);
-/// Where programs for the administrator live; an ordinary `PATH` leaves the sbin ones out.
-const SYSTEM_DIRS: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"];
 
 /// A program that Debian packages or crates.io has.
 #[derive(Clone, Copy, Debug)]
@@ -36,13 +35,7 @@ impl Source {
     /// The program's path where it is there already.
     pub(super) fn find(self) -> Option<PathBuf> {
         match self {
-            Self::Debian { program, .. } => {
-                let path = std::env::var_os("PATH").unwrap_or_default();
-                std::env::split_paths(&path)
-                    .chain(SYSTEM_DIRS.iter().map(PathBuf::from))
-                    .map(|dir| dir.join(program))
-                    .find(|path| path.is_file())
-            }
+            Self::Debian { program, .. } => tools::find(program),
             Self::Crate { name, version, program } => {
                 let path = root(name, version).join("bin").join(program);
                 path.is_file().then_some(path)
@@ -50,14 +43,21 @@ impl Source {
         }
     }
 
-    /// The program's path, built first where that is how it is had; or why there is none, and what to do.
+    /// The program's path, installed or built first; or why there is none, and what to do. Needs root.
     pub(super) fn get(self, may_build: bool) -> Result<PathBuf, String> {
         if let Some(path) = self.find() {
             return Ok(path);
         }
         match self {
-            Self::Debian { package, program } => {
+            // Where systemd runs, installing tor starts a client on the public network, which nobody asked a benchmark for.
+            Self::Debian { package: package @ "tor", program }
+                if Path::new("/run/systemd/system").is_dir() =>
+            {
                 Err(format!("no program {program}: install the Debian package {package}"))
+            }
+            Self::Debian { package, program } => {
+                tools::install(&[(program, package)]).map_err(|error| format!("{error:#}"))?;
+                self.find().ok_or_else(|| format!("{package} was installed, but has no program {program}"))
             }
             Self::Crate { name, version, .. } if !may_build => Err(format!(
                 "{name} {version} is not built yet: a run of this case without --quick builds it, once"

@@ -59,19 +59,37 @@ pub(super) fn followed(run: &Run, scenario: Scenario, found: &mut Found, rng: &m
             continue;
         }
         let runs = beside(run, pairs, &counted);
+        let whose = |direction: Option<u32>| {
+            let pair = direction.and_then(|pair| pairs.get(usize::try_from(pair).ok()?));
+            pair.map_or_else(|| "all".to_owned(), |(_, wire)| name_of(*wire))
+        };
         let test = Test { attack: Attack::Correlation, scenario, way, shuffles: correlation::SHUFFLES };
-        tested(run, test, |rng| correlation::correlation(&runs, BIN, LAGS, rng), found, rng);
-        if let (Some(row), Some(place)) = (found.rows.last_mut(), correlation::place(&runs, BIN, LAGS)) {
+        let mut place = None;
+        let look = |rng: &mut ChaCha8Rng| {
+            let (findings, found) = correlation::correlation(&runs, BIN, LAGS, rng);
+            place = found;
+            findings
+        };
+        tested(run, test, look, found, rng);
+        if let (Some(row), Some(place)) = (found.rows.last_mut(), place) {
             let later = place.lag * isize::try_from(BIN / 1_000_000).unwrap_or(0);
-            let pair = place.direction.and_then(|pair| pairs.get(usize::try_from(pair).ok()?));
-            let whose = pair.map_or_else(|| "all".to_owned(), |(_, wire)| name_of(*wire));
-            row.note += &format!("; {} at {later} ms, {:+.3}, {whose}", place.seen, place.rho);
+            row.note +=
+                &format!("; {} at {later} ms, {:+.3}, {}", place.seen, place.rho, whose(place.direction));
             if left < 1.0 {
                 row.note += &format!("; {:.1} % left out", (1.0 - left) * 100.0);
             }
         }
         let test = Test { attack: Attack::Information, scenario, way, shuffles: information::SHUFFLES };
-        tested(run, test, |rng| information::of_bytes(&runs, BIN, rng), found, rng);
+        let mut place = None;
+        let look = |rng: &mut ChaCha8Rng| {
+            let (findings, found) = information::of_bytes(&runs, BIN, rng);
+            place = found;
+            findings
+        };
+        tested(run, test, look, found, rng);
+        if let (Some(row), Some(place)) = (found.rows.last_mut(), place) {
+            row.note += &format!("; {}, {}", place.seen, whose(place.direction));
+        }
     }
 }
 

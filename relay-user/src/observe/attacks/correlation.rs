@@ -55,7 +55,7 @@ impl Run<'_> {
 /// How many series [`Run::seen`] gives.
 pub(super) const SEEN: usize = 3;
 /// What they are.
-const NAMES: [&str; SEEN] = ["cells", "bytes", "unevenness"];
+pub(super) const NAMES: [&str; SEEN] = ["cells", "bytes", "unevenness"];
 
 /// The greatest correlation, of either sign and over `lags` bins to either side, of the payload's bytes with the wire's
 /// cells, bytes or unevenness, in bins of `bin` nanoseconds: against the same with the wire rotated in time, each run by
@@ -76,7 +76,14 @@ const NAMES: [&str; SEEN] = ["cells", "bytes", "unevenness"];
 /// A run needs more than 8 times `lags` bins, or is left out. Payload that is strictly periodic is as well matched by a
 /// rotation of a period: then only several runs together tell. The interval is that of the correlation at the lag found,
 /// over runs, and says nothing below three.
-pub fn correlation(runs: &[Run<'_>], bin: u64, lags: usize, rng: &mut ChaCha8Rng) -> Vec<Finding> {
+///
+/// Beside the findings: where the value was found; nowhere if no run is long enough.
+pub fn correlation(
+    runs: &[Run<'_>],
+    bin: u64,
+    lags: usize,
+    rng: &mut ChaCha8Rng,
+) -> (Vec<Finding>, Option<Place>) {
     let runs = products(runs, bin, lags);
     let bins = runs.iter().map(|run| run.bins).sum();
     let rotations: f64 = runs.iter().map(|run| run.bins as f64).product();
@@ -96,7 +103,9 @@ pub fn correlation(runs: &[Run<'_>], bin: u64, lags: usize, rng: &mut ChaCha8Rng
         sign * found.of(kept.map(|(_, run)| run))
     });
     interval.low = interval.low.max(0.0);
-    against_chance(Attack::Correlation, ["max |rho|", "p of max |rho|"], value, interval, chance, bins)
+    let findings =
+        against_chance(Attack::Correlation, ["max |rho|", "p of max |rho|"], value, interval, chance, bins);
+    (findings, found.place(&runs))
 }
 
 /// By how much each run is rotated, of its number and its bins.
@@ -106,7 +115,8 @@ pub(super) fn turned(runs: impl Iterator<Item = (u32, usize)>, rng: &mut ChaCha8
         .collect()
 }
 
-/// Where [`correlation`] finds its value.
+/// Where [`correlation`] finds its value, for who looks for the mechanism: what holds programs and cells up at once shows
+/// below 0 at lag 0, a worker's own work above 0 there or shortly after.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Place {
     /// What follows the payload: `cells`, `bytes` or `unevenness`.
@@ -117,18 +127,6 @@ pub struct Place {
     pub rho: f64,
     /// The direction that it is of; `None` for all of them together.
     pub direction: Option<u32>,
-}
-
-/// Where [`correlation`] finds its value, for who looks for the mechanism: what holds programs and cells up at once shows
-/// below 0 at lag 0, a worker's own work above 0 there or shortly after. `None` where no run is long enough.
-pub fn place(runs: &[Run<'_>], bin: u64, lags: usize) -> Option<Place> {
-    let runs = products(runs, bin, lags);
-    let (_, found) = greatest(&runs, &vec![0; runs.len()], lags);
-    let seen = NAMES.get(found.seen)?;
-    let of = runs.iter().filter(|run| found.is_of(run));
-    let (sum, bins) =
-        of.fold((0.0, 0), |(sum, bins), run| (sum + run.sum_at(found.seen, 0, found.lag), bins + run.bins));
-    (bins > 0).then(|| Place { seen, lag: found.lag, rho: sum / bins as f64, direction: found.direction })
 }
 
 /// Permutations of each p-value.
@@ -203,6 +201,15 @@ impl Found {
         }
         weighed(sum, bins, all)
     }
+
+    fn place(self, runs: &[Products]) -> Option<Place> {
+        let seen = NAMES.get(self.seen)?;
+        let of = runs.iter().filter(|run| self.is_of(run));
+        let (sum, bins) =
+            of.fold((0.0, 0), |(sum, bins), run| (sum + run.sum_at(self.seen, 0, self.lag), bins + run.bins));
+        let (lag, direction) = (self.lag, self.direction);
+        (bins > 0).then(|| Place { seen, lag, rho: sum / bins as f64, direction })
+    }
 }
 
 /// The correlation of `bins` bins whose products sum up to `sum`, as it counts among `all` bins.
@@ -253,7 +260,7 @@ mod tests {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let planted: Vec<Planted> =
             (0..blocks).map(|block| link.block(block, 1, |_, _| true, &mut rng)).collect();
-        correlation(&runs(&planted), 5 * MILLI, 4, &mut rng)
+        correlation(&runs(&planted), 5 * MILLI, 4, &mut rng).0
     }
 
     #[test]
@@ -276,11 +283,11 @@ mod tests {
         let mut rng = ChaCha8Rng::seed_from_u64(2);
         let planted: Vec<Planted> =
             (0..4).map(|block| Link::Perturbed.block(block, 1, |_, _| true, &mut rng)).collect();
-        let place = place(&runs(&planted), 5 * MILLI, 4).unwrap();
+        let place = correlation(&runs(&planted), 5 * MILLI, 4, &mut rng).1.unwrap();
         // A cell that is held up ends its gap within this bin or the next.
         assert!(place.seen == "unevenness" && [0, 1].contains(&place.lag), "{place:?}");
         assert!(place.rho > 0.1, "{place:?}");
-        assert_eq!(super::place(&[], 5 * MILLI, 4), None);
+        assert_eq!(correlation(&[], 5 * MILLI, 4, &mut rng).1, None);
     }
 
     #[test]
@@ -307,7 +314,7 @@ mod tests {
         for (one, other) in &traces {
             let (payload, wire) = (one.window(0, 6 * BLOCK), other.window(0, 6 * BLOCK));
             let run = Run { payload, wire, counted: None, turned_with: 0, direction: 0 };
-            let p = correlation(&[run], 20 * MILLI, 10, &mut rng)[1].value;
+            let p = correlation(&[run], 20 * MILLI, 10, &mut rng).0[1].value;
             small += u32::from(p <= 0.02);
             usual += u32::from(p <= 0.2);
         }
@@ -321,7 +328,7 @@ mod tests {
         let mut planted = Link::Constant.block(0, 1, |_, _| true, &mut rng);
         let slots = (0..500).map(|slot| Sight { at: slot * 2 * MILLI, length: 1360 });
         planted.wire = Trace::new(slots.collect());
-        let findings = correlation(&runs(&[planted]), 4 * MILLI, 4, &mut rng);
+        let (findings, _) = correlation(&runs(&[planted]), 4 * MILLI, 4, &mut rng);
         assert_eq!((findings[0].value, findings[0].verdict()), (0.0, Verdict::Met));
     }
 
@@ -357,7 +364,7 @@ mod tests {
                 Run { payload, wire, counted: None, turned_with: part, direction: 0 }
             });
             let runs: Vec<Run<'_>> = parts.collect();
-            correlation(&runs, 10 * MILLI, 8, &mut rng)[1].value <= 0.05
+            correlation(&runs, 10 * MILLI, 8, &mut rng).0[1].value <= 0.05
         });
         let wrong = wrong.count();
         assert!(wrong <= 6, "{wrong} of {tries} at 5 %");
@@ -374,9 +381,12 @@ mod tests {
             turned_with: 0,
             direction: 0,
         };
-        let rho = |counted| place(&[Run { counted, ..whole }], 5 * MILLI, 2).map(|place| place.rho);
+        let mut rho = |counted| {
+            let (_, place) = correlation(&[Run { counted, ..whole }], 5 * MILLI, 2, &mut rng);
+            place.map(|place| place.rho)
+        };
         let counted = [(0, BLOCK / 4), (BLOCK / 2, BLOCK * 3 / 4)];
-        assert!(rho(Some(&counted)).is_some_and(|rho| rho > 0.9), "{:?}", rho(Some(&counted)));
+        assert!(rho(Some(&counted)).is_some_and(|rho| rho > 0.9));
         assert_eq!(rho(Some(&[])).filter(|rho| rho.is_finite()), None, "nothing counts");
         let [all, some] = [None, Some(&counted[..])].map(|counted| Run { counted, ..whole }.truth(5 * MILLI));
         assert_eq!(some, [&all[..50], &all[100..150]].concat());
@@ -423,8 +433,8 @@ mod tests {
                 })
             });
             let runs: Vec<Run<'_>> = parts.collect();
-            let found = correlation(&runs, 10 * MILLI, 4, &mut rng);
-            let place = place(&runs, 10 * MILLI, 4).unwrap();
+            let (found, place) = correlation(&runs, 10 * MILLI, 4, &mut rng);
+            let place = place.unwrap();
             assert!(found[1].value <= 0.01 && found[0].interval.holds(found[0].value), "{found:?} {place:?}");
             assert!(
                 place.direction.is_some() && of.is_none_or(|of| place.direction == Some(of)),
@@ -440,10 +450,10 @@ mod tests {
         let mut rng = ChaCha8Rng::seed_from_u64(1);
         let planted = [Link::Plain.block(0, 1, |_, _| true, &mut rng)];
         for (bin, lags) in [(5 * MILLI, 30), (BLOCK, 0)] {
-            assert_eq!(correlation(&runs(&planted), bin, lags, &mut rng)[0].verdict(), Verdict::NoPower);
+            assert_eq!(correlation(&runs(&planted), bin, lags, &mut rng).0[0].verdict(), Verdict::NoPower);
         }
         let idle = [Link::Constant.block(0, 0, |_, _| false, &mut rng)];
-        assert_eq!(correlation(&runs(&idle), 5 * MILLI, 4, &mut rng)[0].verdict(), Verdict::NoPower);
-        assert_eq!(correlation(&[], 5 * MILLI, 4, &mut rng)[0].verdict(), Verdict::NoPower);
+        assert_eq!(correlation(&runs(&idle), 5 * MILLI, 4, &mut rng).0[0].verdict(), Verdict::NoPower);
+        assert_eq!(correlation(&[], 5 * MILLI, 4, &mut rng).0[0].verdict(), Verdict::NoPower);
     }
 }

@@ -3,7 +3,9 @@
 use super::directions::Part;
 use super::{NO_CHANCE, against_chance};
 use crate::observe::finding::{Attack, Finding, Target};
-use crate::observe::stats::{Blocks, Resampling, jackknife, ks_sorted, permutation, quantile_edges, shuffle};
+use crate::observe::stats::{
+    Blocks, Resampling, jackknife, ks_sorted, numbered, permutation, quantile_edges, shuffle,
+};
 use crate::observe::trace::{Sample, Window};
 use rand_chacha::ChaCha8Rng;
 use std::collections::BTreeMap;
@@ -75,12 +77,7 @@ fn rejected(samples: &[Sample<'_>], labels: &[u16], rng: &mut ChaCha8Rng) -> Par
             gaps
         })
         .collect();
-    let mut block_of = vec![0; samples.len()];
-    for (block, members) in blocks.iter().enumerate() {
-        for &member in members {
-            block_of[member] = block;
-        }
-    }
+    let (block_of, _) = numbered(&samples.iter().map(|sample| sample.block).collect::<Vec<_>>());
     let of =
         |label: u16| -> Vec<usize> { (0..labels.len()).filter(|&sample| labels[sample] == label).collect() };
     let (mut idle, mut busy) = (of(0), of(1));

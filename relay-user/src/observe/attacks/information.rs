@@ -1,6 +1,6 @@
 //! Attack 8: what do cells tell about the payload, in bits?
 
-use super::correlation::{Run, SEEN, turned};
+use super::correlation::{NAMES as SERIES, Run, SEEN, turned};
 use super::shape::{NAMES, shapes};
 use super::{NO_CHANCE, against_chance};
 use crate::observe::finding::{Attack, Finding};
@@ -53,7 +53,9 @@ pub fn of_labels(samples: &[Sample<'_>], rng: &mut ChaCha8Rng) -> Vec<Finding> {
 /// bits times observations are what chance makes alike, so those of a direction count times the share of bins that it has.
 ///
 /// What is seen falls into eight bins of each run, since which run it is of is not what is asked.
-pub fn of_bytes(runs: &[Run<'_>], bin: u64, rng: &mut ChaCha8Rng) -> Vec<Finding> {
+///
+/// Beside the findings: where the value was found; nowhere if there is none.
+pub fn of_bytes(runs: &[Run<'_>], bin: u64, rng: &mut ChaCha8Rng) -> (Vec<Finding>, Option<Place>) {
     let truths = runs.iter().map(|run| (run, run.truth(bin)));
     // One in which nothing counts cannot be rotated.
     let truths: Vec<(&Run<'_>, Vec<f64>)> = truths.filter(|(_, truth)| !truth.is_empty()).collect();
@@ -72,7 +74,7 @@ pub fn of_bytes(runs: &[Run<'_>], bin: u64, rng: &mut ChaCha8Rng) -> Vec<Finding
     let bins = payload.len();
     let still = vec![0; runs.len()];
     let all: Vec<&Binned> = runs.iter().collect();
-    let (place, value) = greatest(told(&all, &still));
+    let (found, value) = greatest(told(&all, &still));
     let rotations: f64 = runs.iter().map(|run| run.truth.len() as f64).product();
     let varies = payload.iter().any(|bytes| *bytes != payload[0]);
     let chance = if varies && rotations >= LEAST_ARRANGEMENTS {
@@ -87,16 +89,28 @@ pub fn of_bytes(runs: &[Run<'_>], bin: u64, rng: &mut ChaCha8Rng) -> Vec<Finding
         let kept = all.iter().enumerate().filter(|(run, _)| Some(*run) != left_out);
         let kept: Vec<&Binned> = kept.map(|(_, run)| *run).collect();
         let bits = told(&kept, &still);
-        bits.iter().find(|(one, _)| *one == place).map_or(f64::NAN, |(_, bits)| *bits)
+        bits.iter().find(|(one, _)| *one == found).map_or(f64::NAN, |(_, bits)| *bits)
     });
-    against_chance(
+    let findings = against_chance(
         Attack::Information,
         ["bits about bytes in a bin", "p of bits about bytes in a bin"],
         value,
         interval,
         chance,
         bins,
-    )
+    );
+    let (series, direction) = found;
+    let seen = SERIES.get(series).filter(|_| value.is_finite());
+    (findings, seen.map(|seen| Place { seen, direction }))
+}
+
+/// Where [`of_bytes`] finds its value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// What tells of the payload: `cells`, `bytes` or `unevenness`.
+    pub seen: &'static str,
+    /// The direction that it is of; `None` for all of them together.
+    pub direction: Option<u32>,
 }
 
 /// Of one run: the bin of the payload's bytes, and those of what is seen.
@@ -107,12 +121,12 @@ struct Binned {
     seen: [Vec<usize>; SEEN],
 }
 
-/// A series, and the direction that it is of; `None` for all together.
-type Place = (usize, Option<u32>);
+/// One of [`Run::seen`], and the direction that it is of; `None` for all together.
+type Series = (usize, Option<u32>);
 
 /// What each series tells where each run's wire is `turned`, direction by direction and all together, as it counts among
 /// all bins. Runs of one direction follow each other.
-fn told(runs: &[&Binned], turned: &[usize]) -> Vec<(Place, f64)> {
+fn told(runs: &[&Binned], turned: &[usize]) -> Vec<(Series, f64)> {
     let all: usize = runs.iter().map(|run| run.truth.len()).sum();
     let directions: Vec<&[&Binned]> = runs.chunk_by(|a, b| a.direction == b.direction).collect();
     let nothing = || Contingency::new(TRUTH_BINS, SEEN_BINS);
@@ -181,7 +195,7 @@ mod tests {
     fn by_bytes(link: Link, seed: u64) -> Vec<Finding> {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let planted: Vec<Planted> = (0..4).map(|block| link.block(block, 1, |_, _| true, &mut rng)).collect();
-        of_bytes(&runs(&planted), 10 * MILLI, &mut rng)
+        of_bytes(&runs(&planted), 10 * MILLI, &mut rng).0
     }
 
     #[test]
@@ -224,9 +238,10 @@ mod tests {
         let (one, other) = (planted(Link::Perturbed), planted(Link::Constant));
         let beside = |direction: u32| runs(&other).into_iter().map(move |run| Run { direction, ..run });
         let all: Vec<Run<'_>> = runs(&one).into_iter().chain((1..4).flat_map(beside)).collect();
-        let found = of_bytes(&all, 10 * MILLI, &mut rng);
+        let (found, place) = of_bytes(&all, 10 * MILLI, &mut rng);
+        assert_eq!(place, Some(Place { seen: "unevenness", direction: Some(0) }));
         assert!(found[1].value <= 0.004 && found[0].interval.holds(found[0].value), "{found:?}");
-        let alone = of_bytes(&runs(&one), 10 * MILLI, &mut rng)[0].value;
+        let alone = of_bytes(&runs(&one), 10 * MILLI, &mut rng).0[0].value;
         assert!((found[0].value * 4.0 - alone).abs() < 0.2 * alone, "{alone} {found:?}");
     }
 
@@ -236,6 +251,6 @@ mod tests {
         let traces = Link::Plain.traces(4, 1);
         assert_eq!(of_labels(&samples(&traces), &mut rng)[0].verdict(), Verdict::NoPower);
         assert_eq!(of_labels(&[], &mut rng)[0].verdict(), Verdict::NoPower);
-        assert_eq!(of_bytes(&[], MILLI, &mut rng)[0].verdict(), Verdict::NoPower);
+        assert_eq!(of_bytes(&[], MILLI, &mut rng).0[0].verdict(), Verdict::NoPower);
     }
 }

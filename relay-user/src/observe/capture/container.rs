@@ -80,6 +80,7 @@ pub struct Records<R> {
     format: Format,
     buffer: Vec<u8>,
     offset: u64,
+    /// Read so far.
     packets: u64,
 }
 
@@ -140,11 +141,6 @@ impl<R: Read> Records<R> {
         let Buffered { at, link_type, length, first, captured } = found;
         let bytes = self.buffer.get(first..first.saturating_add(captured as usize)).unwrap_or_default();
         Ok(Some(Record { at, link_type, length, bytes }))
-    }
-
-    /// Packets read so far.
-    pub const fn packets(&self) -> u64 {
-        self.packets
     }
 
     /// Reads blocks up to and including the next packet.

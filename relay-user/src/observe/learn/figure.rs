@@ -1,7 +1,7 @@
 //! How sure a figure is where observations of one block stand or fall together.
 
 use crate::observe::finding::{Attack, Finding, Interval, Target};
-use crate::observe::stats::{self, UNBOUNDED};
+use crate::observe::stats::{self, UNBOUNDED, numbered};
 use rand_chacha::ChaCha8Rng;
 
 /// With fewer blocks than this nothing is said.
@@ -30,14 +30,6 @@ impl Figure {
         let Self { value, interval, samples } = self;
         Finding { attack, statistic, value, interval, target, samples }
     }
-}
-
-/// The blocks' numbers, made to run from 0 on, and how many blocks there are.
-pub fn numbered(blocks: &[u32]) -> (Vec<usize>, usize) {
-    let mut distinct = blocks.to_vec();
-    distinct.sort_unstable();
-    distinct.dedup();
-    (blocks.iter().map(|block| distinct.partition_point(|other| other < block)).collect(), distinct.len())
 }
 
 /// A statistic of all of `blocks` (0 to `blocks - 1`), which is given the numbers of blocks drawn, with repeats.
@@ -108,11 +100,6 @@ pub fn auc(scored: &[Scored], rng: &mut ChaCha8Rng) -> Figure {
 mod tests {
     use super::*;
     use rand_core::SeedableRng;
-
-    #[test]
-    fn numbers_run_from_zero() {
-        assert_eq!(numbered(&[7, 3, 7, 90]), (vec![1, 0, 1, 2], 3));
-    }
 
     #[test]
     fn the_area_is_that_of_the_statistics_room() {

@@ -1,7 +1,7 @@
 //! Windows as rows of features, with the truth beside them.
 
 use super::features;
-use super::figure::numbered;
+use crate::observe::stats::numbered;
 use crate::observe::trace::{Sample, Window};
 
 /// Rows of features. All rows are of one length.

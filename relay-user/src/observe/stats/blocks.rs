@@ -140,11 +140,25 @@ fn only(kinds: &[u16]) -> Option<u16> {
     }
 }
 
+/// Names as numbers that run from 0 in the order of the names, as [`Blocks`] numbers them, and how many different ones
+/// there are.
+pub fn numbered(names: &[u32]) -> (Vec<usize>, usize) {
+    let mut distinct = names.to_vec();
+    distinct.sort_unstable();
+    distinct.dedup();
+    (names.iter().map(|name| distinct.partition_point(|other| other < name)).collect(), distinct.len())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use rand_core::SeedableRng;
     use std::collections::BTreeSet;
+
+    #[test]
+    fn numbers_run_from_zero() {
+        assert_eq!(numbered(&[7, 3, 7, 90]), (vec![1, 0, 1, 2], 3));
+    }
 
     #[test]
     fn folds_keep_blocks_whole_and_spread_labels() {

@@ -15,7 +15,7 @@ mod rank;
 mod series;
 mod special;
 
-pub use blocks::Blocks;
+pub use blocks::{Blocks, numbered};
 pub use fourier::circular_products;
 pub use information::{Contingency, entropy, mutual_information, quantile_bins, quantile_edges};
 pub use interval::{UNBOUNDED, binomial_interval, bootstrap, jackknife};
