@@ -1,8 +1,17 @@
 //! Which processor a measurement runs on, and with what priority.
 
-use anyhow::Context as _;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use anyhow::{Context as _, anyhow};
 use relay_user::worker::leave_to_workers;
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use rustix::thread::{CpuSet, gettid, sched_getaffinity, sched_setaffinity};
+use thread_priority::{
+    NormalThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy, set_thread_priority_and_policy,
+    thread_native_id,
+};
 
 /// Nice value of a spinning worker, and so of what is compared with it.
 const BUSY_NICE: i32 = -20;
@@ -66,4 +75,103 @@ pub fn on<T: Send>(cpu: usize, work: impl FnOnce() -> anyhow::Result<T> + Send) 
         });
         thread.join().map_err(|_| anyhow::anyhow!("a measuring thread panicked"))?
     })
+}
+
+/// While it lives, processors that are never idle, though everything else goes before what keeps them awake. A hypervisor gives a
+/// processor that halted back when it likes; milliseconds later, where it has others to serve.
+#[derive(Debug)]
+pub struct Awake {
+    stop: Arc<AtomicBool>,
+    spinners: Vec<(JoinHandle<()>, u32)>,
+    since: Instant,
+}
+
+impl Awake {
+    /// Keeps `cpus` awake.
+    ///
+    /// # Errors
+    /// Where a thread cannot be started, bound, or put behind all others.
+    pub fn keep(cpus: &[usize]) -> anyhow::Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut awake = Self { stop: Arc::clone(&stop), spinners: Vec::new(), since: Instant::now() };
+        for &cpu in cpus {
+            let (ready, started) = mpsc::sync_channel(1);
+            let stop = Arc::clone(&stop);
+            let spin = move || {
+                let placed = pin(cpu).and_then(|()| yield_to_all());
+                let may_spin = placed.is_ok();
+                // Whoever starts it waits for this.
+                let _ = ready.send(placed.map(|()| gettid().as_raw_nonzero().get().unsigned_abs()));
+                while may_spin && !stop.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            };
+            let thread = std::thread::Builder::new().name("awake".to_owned()).spawn(spin)?;
+            awake.spinners.push((thread, started.recv().context("a thread ended")??));
+        }
+        Ok(awake)
+    }
+
+    /// The share of the time since, 0 to 1, in which the processors had something else to do; nothing where there are none.
+    ///
+    /// # Errors
+    /// Where the kernel does not tell.
+    pub fn busy(&self) -> anyhow::Result<Option<f64>> {
+        let mut spun = 0;
+        for (_, thread) in &self.spinners {
+            let path = format!("/proc/self/task/{thread}/schedstat");
+            let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+            let nanos = text.split_ascii_whitespace().next().and_then(|field| field.parse::<u64>().ok());
+            spun += nanos.with_context(|| format!("{path} says {text:?}"))?;
+        }
+        let all = self.since.elapsed().as_nanos() as f64 * self.spinners.len() as f64;
+        Ok((all > 0.0).then(|| (1.0 - spun as f64 / all).clamp(0.0, 1.0)))
+    }
+}
+
+impl Drop for Awake {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for (thread, _) in self.spinners.drain(..) {
+            // A spinner has nothing to panic about.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The calling thread runs where nothing else wants to.
+fn yield_to_all() -> anyhow::Result<()> {
+    let policy = ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Idle);
+    set_thread_priority_and_policy(thread_native_id(), ThreadPriority::Min, policy)
+        .map_err(|error| anyhow!("a thread cannot be put behind all others: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_processor_that_is_kept_awake_is_busy_with_whatever_else_runs_there() {
+        let here = allowed().unwrap()[0];
+        let busy_beside = |work: &dyn Fn(Duration)| {
+            let awake = Awake::keep(&[here]).unwrap();
+            work(Duration::from_millis(400));
+            awake.busy().unwrap().unwrap()
+        };
+        let spin = |span| {
+            on(here, || {
+                let start = Instant::now();
+                while start.elapsed() < span {
+                    std::hint::spin_loop();
+                }
+                Ok(())
+            })
+            .unwrap();
+        };
+        let busy = busy_beside(&spin);
+        assert!(busy > 0.7, "{busy} beside a thread that spins");
+        assert!(Awake::keep(&[]).unwrap().busy().unwrap().is_none());
+    }
 }

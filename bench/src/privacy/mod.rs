@@ -59,11 +59,11 @@ use self::fault::Fault;
 use self::network::{Defence, Network};
 use self::page::Picture;
 use self::record::{Plan, Run};
-use self::row::{Cost, Late, Row, Status};
+use self::row::{Cost, Late, Load, Row, Status};
 use self::scenario::Scenario;
 use self::servers::Servers;
 use self::text::Report;
-use crate::cpu::{self, Left};
+use crate::cpu::{self, Awake, Left};
 use crate::probe::GapProbe;
 
 /// Names of the lab's namespaces begin with it.
@@ -146,8 +146,17 @@ struct Bench<'a> {
     rows: Vec<Row>,
     cost: Vec<Cost>,
     late: Vec<Late>,
+    load: Vec<Load>,
     pictures: Vec<Picture>,
     progress_shown: bool,
+}
+
+/// The processors that workers have for themselves, for as long as this lives: this thread and its programs keep off, and none is
+/// ever idle.
+struct Apart {
+    cpus: Vec<usize>,
+    _left: Left,
+    awake: Awake,
 }
 
 impl<'a> Bench<'a> {
@@ -165,6 +174,7 @@ impl<'a> Bench<'a> {
             rows: Vec::new(),
             cost: Vec::new(),
             late: Vec::new(),
+            load: Vec::new(),
             pictures: Vec::new(),
             progress_shown: false,
         })
@@ -221,9 +231,10 @@ impl<'a> Bench<'a> {
     fn marks(&mut self, defence: Defence, plan: mark::Plan) -> Result<Vec<Row>> {
         let lab = Lab::build(PREFIX, Path::new(DIR))?;
         let service = Host::Service.address().context("the service has an address")?;
-        let (cpus, _left) = self.workers_apart()?;
+        let apart = self.workers_apart()?;
         let _servers = Servers::start(lab.netns(Host::Service), service)?;
-        let mut network = Network::start(&lab, &self.options.relay, defence, &[Host::Client], (&cpus, None))?;
+        let mut network =
+            Network::start(&lab, &self.options.relay, defence, &[Host::Client], (&apart.cpus, None))?;
         let mut rng = self.rng(&["marks", defence.name]);
         let marked = mark::record(&lab, &mut network, (defence, plan), &mut rng, &self.interrupt)?;
         drop(network);
@@ -245,9 +256,10 @@ impl<'a> Bench<'a> {
         let mut lab = Lab::build(PREFIX, Path::new(DIR))?;
         lab.add_second_client()?;
         let service = Host::Service.address().context("the service has an address")?;
-        let (cpus, _left) = self.workers_apart()?;
+        let apart = self.workers_apart()?;
         let servers = Servers::start(lab.netns(Host::Service), service)?;
-        let mut network = Network::start(&lab, &self.options.relay, defence, &duo::CLIENTS, (&cpus, None))?;
+        let mut network =
+            Network::start(&lab, &self.options.relay, defence, &duo::CLIENTS, (&apart.cpus, None))?;
         let stretches = (blocks, defence.schedule.is_some());
         let seed = self.seed(&["two", defence.name]);
         duo::record(&lab, &mut network, &servers, stretches, seed, &self.interrupt)
@@ -281,13 +293,13 @@ impl<'a> Bench<'a> {
     }
 
     fn watched(&mut self, schedule: &'static str) -> Result<Vec<Row>> {
-        let (cpus, _left) = self.workers_apart()?;
+        let apart = self.workers_apart()?;
         let (options, interrupt) = (self.options, self.interrupt.clone());
         let task = witness::Task {
             relay: &options.relay,
             schedule,
             quick: options.quick,
-            cpus: &cpus,
+            cpus: &apart.cpus,
             seed: self.seed(&["witness", schedule]),
             interrupt: &interrupt,
         };
@@ -298,11 +310,16 @@ impl<'a> Bench<'a> {
         self.progress(&format!("{}: starting", defence.name));
         let lab = Lab::build(PREFIX, Path::new(DIR))?;
         let service = Host::Service.address().context("the service has an address")?;
-        let (cpus, _left) = self.workers_apart()?;
+        let apart = self.workers_apart()?;
         let _servers = Servers::start(lab.netns(Host::Service), service)?;
         let clients = [Host::Client];
-        let mut network =
-            Network::start(&lab, &self.options.relay, defence, &clients, (&cpus, self.options.alone()))?;
+        let mut network = Network::start(
+            &lab,
+            &self.options.relay,
+            defence,
+            &clients,
+            (&apart.cpus, self.options.alone()),
+        )?;
         self.progress(&format!("{}: round trips", defence.name));
         let mut rng = self.rng(&["round trips", defence.name]);
         let pause = || Duration::from_micros(5_000 + rng.next_u64() % 20_000);
@@ -326,6 +343,7 @@ impl<'a> Bench<'a> {
         if let Some(sound) = runs.iter().find(is_sound).filter(|_| self.options.alone().is_none()) {
             self.cost.push(cost::of(sound, round_trips));
         }
+        self.load.extend(apart.awake.busy()?.map(|busy| Load { defence: defence.name, busy }));
         self.late.extend(network.late().into_iter().map(|(node, share)| Late {
             defence: defence.name,
             node,
@@ -334,9 +352,9 @@ impl<'a> Bench<'a> {
         Ok(())
     }
 
-    /// The processors that workers have for themselves, and this thread's word that it and its programs keep off.
-    fn workers_apart(&self) -> Result<(Vec<usize>, Left)> {
-        Ok((self.workers_cpus.clone(), cpu::leave(&self.workers_cpus)?))
+    fn workers_apart(&self) -> Result<Apart> {
+        let left = cpu::leave(&self.workers_cpus)?;
+        Ok(Apart { cpus: self.workers_cpus.clone(), _left: left, awake: Awake::keep(&self.workers_cpus)? })
     }
 
     fn seed(&self, purpose: &[&str]) -> u64 {
@@ -408,6 +426,7 @@ impl<'a> Bench<'a> {
             rows: self.rows,
             cost: self.cost,
             late: self.late,
+            load: self.load,
             noise: self.probe.noise(),
             left_out,
         };

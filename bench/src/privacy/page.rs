@@ -51,7 +51,7 @@ pub fn render(report: &Report, pictures: &[Picture]) -> String {
         noise.lost_percent
     );
     for (defence, shares) in punctuality(report) {
-        let _ = writeln!(out, "<p>{defence}: moments at which cells left over 1 µs late: {shares}.</p>");
+        let _ = writeln!(out, "<p>{defence}: {shares}.</p>");
     }
     if !report.left_out.is_empty() {
         out.push_str("<p>Not tried here:</p>\n<ul>\n");

@@ -211,6 +211,15 @@ pub struct Late {
     pub share: f64,
 }
 
+/// How much workers had to do, or their host took from them.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Load {
+    /// The defence.
+    pub defence: &'static str,
+    /// Of the time of the processors that workers had for themselves, the share in which they were not idle.
+    pub busy: f64,
+}
+
 /// Failures first, then by attack, scenario and defence.
 pub fn sort(rows: &mut [Row]) {
     rows.sort_by(|a, b| {

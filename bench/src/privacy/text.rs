@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use relay_user::observe::finding::Target;
 use serde::Serialize;
 
-use super::row::{Cost, Late, Row, Status};
+use super::row::{Cost, Late, Load, Row, Status};
 use crate::figure::Noise;
 use crate::report::json::kernel;
 use crate::report::table::short;
@@ -32,6 +32,8 @@ pub struct Report {
     pub cost: Vec<Cost>,
     /// How punctual nodes were that were judged.
     pub late: Vec<Late>,
+    /// How busy the workers' processors were; of defences whose nodes share theirs with programs, nothing.
+    pub load: Vec<Load>,
     /// The machine meanwhile.
     pub noise: Noise,
     /// What could not be tried here, and why.
@@ -90,7 +92,7 @@ pub fn table(report: &Report) -> String {
         );
     }
     for (defence, shares) in punctuality(report) {
-        let _ = writeln!(out, "{defence}: moments at which cells left over 1 µs late: {shares}");
+        let _ = writeln!(out, "{defence}: {shares}");
     }
     for reason in &report.left_out {
         let _ = writeln!(out, "not tried: {reason}");
@@ -122,15 +124,27 @@ const fn heading(status: Status) -> &'static str {
     }
 }
 
-/// Each defence, and of each of its nodes the share of late moments.
+/// Of each defence the share of late moments, node by node, and whether there was a processor's time for better.
 pub(super) fn punctuality(report: &Report) -> Vec<(&'static str, String)> {
     let of = |late: &[Late]| {
         let shares = late.iter().map(|late| format!("{} {:.1} %", late.node, late.share * 100.0));
-        shares.collect::<Vec<_>>().join(", ")
+        let shares = shares.collect::<Vec<_>>().join(", ");
+        let load =
+            report.load.iter().find(|load| late.first().is_some_and(|late| late.defence == load.defence));
+        let busy = load.map_or_else(String::new, |load| {
+            let percent = load.busy * 100.0;
+            let advice =
+                if load.busy > SATURATED { ": too busy for their slots, on this machine" } else { "" };
+            format!("; workers' processors not idle {percent:.1} % of the time{advice}")
+        });
+        format!("moments at which cells left over 1 µs late: {shares}{busy}")
     };
     let defences = report.late.chunk_by(|a, b| a.defence == b.defence);
     defences.filter_map(|late| Some((late.first()?.defence, of(late)))).collect()
 }
+
+/// Workers wait for each other more than for their slots where they leave less of a processor idle.
+const SATURATED: f64 = 0.95;
 
 /// How many rows say what, and how many intervals leave chance out that would by chance.
 pub fn summary(report: &Report) -> String {
@@ -168,6 +182,7 @@ struct Document<'a> {
     rows: Vec<JsonRow<'a>>,
     cost: &'a [Cost],
     late: &'a [Late],
+    load: &'a [Load],
     left_out: &'a [String],
 }
 
@@ -206,6 +221,7 @@ pub fn json(report: &Report) -> anyhow::Result<String> {
         rows: rows.collect(),
         cost: &report.cost,
         late: &report.late,
+        load: &report.load,
         left_out: &report.left_out,
     };
     Ok(serde_json::to_string_pretty(&document)? + "\n")
@@ -263,6 +279,7 @@ mod tests {
             rows,
             cost: Vec::new(),
             late: Vec::new(),
+            load: Vec::new(),
             noise: Noise::default(),
             left_out: Vec::new(),
         };

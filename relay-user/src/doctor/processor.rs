@@ -7,8 +7,9 @@ use super::plan::{Plan, WorkerPlace};
 use super::report::{Report, Verdict};
 use crate::config::PollMode;
 use crate::host::cpu::{self, CpuSet, IdleState, Ticks, format_list};
-use crate::host::gaps::{self, Gaps};
+use crate::host::gaps::{self, Gaps, Seen, Wakes};
 use crate::host::link::Device;
+use crate::worker::LONGEST_LEAD;
 
 /// How long a core is watched.
 const WATCH: Duration = Duration::from_millis(500);
@@ -57,7 +58,7 @@ pub(super) fn judge_all(plan: &Plan, interface: Option<&Interface>, report: &mut
     let at_work = interface.is_some_and(|interface| interface.link.xdp.is_some());
     let watched = if at_work { vec![None; plan.workers.len()] } else { watch(plan) };
     let device = interface.and_then(|interface| interface.device.node());
-    for (index, (worker, gaps)) in plan.workers.iter().zip(watched).enumerate() {
+    for (index, (worker, seen)) in plan.workers.iter().zip(watched).enumerate() {
         let place = worker.cpu.map_or_else(|| "not pinned".to_owned(), |cpu| format!("CPU {cpu}"));
         let part = format!("worker {index} (queue {}, {place})", worker.queue);
         let processor = worker.cpu.map(|cpu| Processor::read(cpu, device));
@@ -72,12 +73,15 @@ pub(super) fn judge_all(plan: &Plan, interface: Option<&Interface>, report: &mut
             let what = "not looked for under a relay at work";
             report.unknown(&part, "gaps", what, ["stop the relay, and look again"]);
         } else {
-            judge_gaps(gaps, worker, &part, report);
+            judge_gaps(seen.map(|seen| seen.gaps), worker, &part, report);
+        }
+        if let Some(seen) = seen.filter(|_| plan.poll == PollMode::Adaptive) {
+            judge_wakes(seen.wakes, &part, report);
         }
     }
 }
 
-fn watch(plan: &Plan) -> Vec<Option<Gaps>> {
+fn watch(plan: &Plan) -> Vec<Option<Seen>> {
     std::thread::scope(|scope| {
         let watching: Vec<_> =
             plan.workers.iter().map(|worker| scope.spawn(|| gaps::watch(worker.cpu, WATCH))).collect();
@@ -259,6 +263,28 @@ fn judge_gaps(gaps: Option<Gaps>, worker: &WorkerPlace, part: &str, report: &mut
     }
 }
 
+/// A core that nobody takes away from a spinner may still come back late once it was left.
+fn judge_wakes(wakes: Wakes, part: &str, report: &mut Report) {
+    let lead = Duration::from_nanos(LONGEST_LEAD.0);
+    let micros = |late: Duration| late.as_micros();
+    let what = format!(
+        "p99 {} µs late, longest {} µs, of {}",
+        micros(wakes.p99),
+        micros(wakes.longest),
+        wakes.count
+    );
+    if wakes.p99 <= lead {
+        report.ok(part, "wakes", what);
+    } else {
+        let fix = format!(
+            "a worker wakes {} µs ahead at most: poll = \"busy\", or the kernel command line idle=poll, this machine's own where it is \
+             a virtual one",
+            micros(lead)
+        );
+        report.add(part, "wakes", Verdict::Warn, what, [fix]);
+    }
+}
+
 fn judge_interrupts(
     interface: &Interface,
     plan: &Plan,
@@ -399,6 +425,16 @@ mod tests {
             let gaps = Gaps { watched: Duration::from_millis(500), lost: longest, longest };
             judge_gaps(Some(gaps), &plan.workers[0], "worker 0", &mut report);
             assert_eq!(report.find("gaps").verdict, verdict);
+        }
+    }
+
+    #[test]
+    fn wakes_are_held_against_the_longest_lead() {
+        for (micros, verdict) in [(60, Verdict::Ok), (61, Verdict::Warn)] {
+            let mut report = Report::new(&plan(PollMode::Adaptive));
+            let p99 = Duration::from_micros(micros);
+            judge_wakes(Wakes { count: 1000, p99, longest: Duration::from_secs(1) }, "worker 0", &mut report);
+            assert_eq!(report.find("wakes").verdict, verdict);
         }
     }
 

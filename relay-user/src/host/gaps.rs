@@ -1,11 +1,17 @@
-//! How often, and for how long, something takes a core away from a thread that never yields it.
+//! How often, and for how long, something takes a core away from a thread that never yields it; and how late one that sleeps
+//! gets it back.
 
 use std::time::{Duration, Instant};
 
 use rustix::thread::{CpuSet, sched_setaffinity};
 
+use crate::worker::ahead_of_all;
+
 /// A turn of the loop that took longer is a gap: many times what reading the clock takes.
 const GAP: Duration = Duration::from_micros(10);
+
+/// How long an adaptive worker sleeps between the slots of some thousand cells per second.
+const SLEEP: Duration = Duration::from_micros(300);
 
 /// What a spinning loop saw.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -18,9 +24,30 @@ pub(crate) struct Gaps {
     pub(crate) longest: Duration,
 }
 
-/// Spins for `duration` on `cpu`, or wherever the scheduler puts it. `None` where `cpu` may not be used.
-pub(crate) fn watch(cpu: Option<usize>, duration: Duration) -> Option<Gaps> {
-    let spin = move || {
+/// What a thread that sleeps as an adaptive worker does saw.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Wakes {
+    /// How often it slept.
+    pub(crate) count: usize,
+    /// How late 99 of 100 wakes were at most.
+    pub(crate) p99: Duration,
+    /// The latest.
+    pub(crate) longest: Duration,
+}
+
+/// What somebody saw of a core who first spun on it and then slept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Seen {
+    /// Spinning.
+    pub(crate) gaps: Gaps,
+    /// Sleeping.
+    pub(crate) wakes: Wakes,
+}
+
+/// Spins for `duration` on `cpu`, or wherever the scheduler puts it, and sleeps there by bits for as long. `None` where `cpu` may not
+/// be used.
+pub(crate) fn watch(cpu: Option<usize>, duration: Duration) -> Option<Seen> {
+    let look = move || {
         if let Some(cpu) = cpu {
             let mut set = CpuSet::new();
             if cpu >= CpuSet::MAX_CPU {
@@ -29,10 +56,13 @@ pub(crate) fn watch(cpu: Option<usize>, duration: Duration) -> Option<Gaps> {
             set.set(cpu);
             sched_setaffinity(None, &set).ok()?;
         }
-        Some(spin(duration))
+        let gaps = spin(duration);
+        // Without the right to it, what else runs makes wakes late, as it does a worker's.
+        let _ = ahead_of_all();
+        Some(Seen { gaps, wakes: sleep(duration) })
     };
     // On a thread of its own: the affinity goes with it.
-    std::thread::Builder::new().name("gaps".to_owned()).spawn(spin).ok()?.join().ok()?
+    std::thread::Builder::new().name("gaps".to_owned()).spawn(look).ok()?.join().ok()?
 }
 
 fn spin(duration: Duration) -> Gaps {
@@ -52,13 +82,36 @@ fn spin(duration: Duration) -> Gaps {
     gaps
 }
 
+/// Sleeps until `duration` has passed.
+fn sleep(duration: Duration) -> Wakes {
+    let start = Instant::now();
+    let mut late = Vec::new();
+    loop {
+        let slept = Instant::now();
+        if slept - start >= duration {
+            break;
+        }
+        std::thread::sleep(SLEEP);
+        late.push(slept.elapsed().saturating_sub(SLEEP));
+    }
+    late.sort_unstable();
+    let count = late.len();
+    let of = |place: usize| late.get(place).copied().unwrap_or_default();
+    Wakes {
+        count,
+        p99: of((count * 99 / 100).min(count.saturating_sub(1))),
+        longest: of(count.saturating_sub(1)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn looks_as_long_as_asked_and_nowhere_else() {
-        let gaps = watch(None, Duration::from_millis(5)).expect("any CPU will do");
+        let Seen { gaps, wakes } = watch(None, Duration::from_millis(5)).expect("any CPU will do");
+        assert!(wakes.count > 0 && wakes.p99 <= wakes.longest, "{wakes:?}");
         assert!(gaps.watched >= Duration::from_millis(5));
         assert!(gaps.lost <= gaps.watched && gaps.longest <= gaps.lost);
         assert_eq!(watch(Some(CpuSet::MAX_CPU), Duration::ZERO), None);

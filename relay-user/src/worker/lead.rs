@@ -9,7 +9,7 @@ use crate::engine::time::Nanos;
 /// The shortest lead of any. A shorter sleep is not worth its system call.
 pub(super) const SHORTEST: Nanos = Nanos(15_000);
 /// The longest, beside what is done in it: what a worker of 4000 slots per second may spin away, a quarter of its core.
-pub(super) const LONGEST: Nanos = Nanos(60_000);
+pub(crate) const LONGEST: Nanos = Nanos(60_000);
 /// What a wake that came too late adds, and one in time takes off: they balance where one of a thousand is too late.
 const LONGER: u64 = 4_995;
 const SHORTER: u64 = 5;

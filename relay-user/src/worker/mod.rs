@@ -11,6 +11,7 @@ mod watch;
 
 pub use crossing::{CrossingCounters, Owners};
 pub use edge::{NodeEdge, OWN_CIRCUITS};
+pub(crate) use lead::LONGEST as LONGEST_LEAD;
 pub use lead::Wakes;
 pub use pool::{Seat, Workers, frames_for_events};
 pub use snapshot::{Snapshot, Totals};
@@ -250,15 +251,18 @@ pub fn leave_to_workers(cpus: &[usize]) -> std::io::Result<()> {
     Ok(())
 }
 
+/// The calling thread goes ahead of whatever is not a worker, for as long as it is awake.
+pub(crate) fn ahead_of_all() -> Result<(), Box<dyn std::error::Error>> {
+    let policy = ThreadSchedulePolicy::Realtime(RealtimeThreadSchedulePolicy::Fifo);
+    let lowest = ThreadPriority::Crossplatform(1u8.try_into()?);
+    Ok(set_thread_priority_and_policy(thread_native_id(), lowest, policy)?)
+}
+
 /// A worker that sleeps goes ahead of everything else while it is awake: what other programs do, payload's own among
 /// them, must not decide when a slot is met. One that spins would lock its core up that way.
 fn prefer(poll: Poll) -> Result<(), Box<dyn std::error::Error>> {
     match poll {
-        Poll::Adaptive => {
-            let policy = ThreadSchedulePolicy::Realtime(RealtimeThreadSchedulePolicy::Fifo);
-            let lowest = ThreadPriority::Crossplatform(1u8.try_into()?);
-            set_thread_priority_and_policy(thread_native_id(), lowest, policy)?;
-        }
+        Poll::Adaptive => ahead_of_all()?,
         Poll::Busy => {
             rustix::process::setpriority_process(None, BUSY_NICE)?;
             // A nice value counts among the programs of one session only. The session's own counts among sessions, where

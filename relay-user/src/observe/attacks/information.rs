@@ -9,6 +9,7 @@ use crate::observe::stats::{
 };
 use crate::observe::trace::Sample;
 use rand_chacha::ChaCha8Rng;
+use std::collections::BTreeMap;
 
 /// What a window tells about its label, in bits: the most that any one number about its gaps does, against the same with
 /// labels traded by block. At most log2 of the labels' number.
@@ -52,31 +53,39 @@ pub fn of_labels(samples: &[Sample<'_>], rng: &mut ChaCha8Rng) -> Vec<Finding> {
 /// amount of its own. What a run should be, and how directions count, [`correlation`](super::correlation::correlation) says: here,
 /// bits times observations are what chance makes alike, so those of a direction count times the share of bins that it has.
 ///
-/// What is seen falls into eight bins of each run, since which run it is of is not what is asked.
+/// What is seen falls into eight bins of each run, and payload into four of its direction: which run or direction a bin is of is not
+/// what is asked, and what both tell of that would hide what one tells of the other.
 ///
 /// Beside the findings: where the value was found; nowhere if there is none.
 pub fn of_bytes(runs: &[Run<'_>], bin: u64, rng: &mut ChaCha8Rng) -> (Vec<Finding>, Option<Place>) {
     let truths = runs.iter().map(|run| (run, run.truth(bin)));
     // One in which nothing counts cannot be rotated.
     let truths: Vec<(&Run<'_>, Vec<f64>)> = truths.filter(|(_, truth)| !truth.is_empty()).collect();
-    let payload: Vec<f64> = truths.iter().flat_map(|(_, truth)| truth).copied().collect();
-    let edges = quantile_edges(&payload, TRUTH_BINS);
+    let mut payload: BTreeMap<u32, Vec<f64>> = BTreeMap::new();
+    for (run, truth) in &truths {
+        payload.entry(run.direction).or_default().extend(truth);
+    }
+    let edges: BTreeMap<u32, Vec<f64>> =
+        payload.iter().map(|(&direction, bytes)| (direction, quantile_edges(bytes, TRUTH_BINS))).collect();
     let mut runs: Vec<Binned> = truths
         .iter()
         .map(|(run, truth)| Binned {
             turned_with: run.turned_with,
             direction: run.direction,
-            truth: truth.iter().map(|bytes| edges.partition_point(|edge| edge < bytes)).collect(),
+            truth: truth
+                .iter()
+                .map(|bytes| edges[&run.direction].partition_point(|edge| edge < bytes))
+                .collect(),
             seen: run.seen(bin).map(|values| quantile_bins(&values, SEEN_BINS)),
         })
         .collect();
     runs.sort_by_key(|run| run.direction);
-    let bins = payload.len();
+    let bins = runs.iter().map(|run| run.truth.len()).sum();
     let still = vec![0; runs.len()];
     let all: Vec<&Binned> = runs.iter().collect();
     let (found, value) = greatest(told(&all, &still));
     let rotations: f64 = runs.iter().map(|run| run.truth.len() as f64).product();
-    let varies = payload.iter().any(|bytes| *bytes != payload[0]);
+    let varies = payload.values().any(|bytes| bytes.iter().any(|one| *one != bytes[0]));
     let chance = if varies && rotations >= LEAST_ARRANGEMENTS {
         permutation(value, SHUFFLES, || {
             let turned = turned(runs.iter().map(|run| (run.turned_with, run.truth.len())), rng);
@@ -185,6 +194,7 @@ mod tests {
     use super::super::planted::{Link, MILLI, Planted, runs, samples};
     use super::*;
     use crate::observe::finding::Verdict;
+    use crate::observe::trace::{Sight, Trace};
     use rand_core::SeedableRng;
 
     fn by_labels(link: Link, seed: u64) -> Vec<Finding> {
@@ -243,6 +253,24 @@ mod tests {
         assert!(found[1].value <= 0.004 && found[0].interval.holds(found[0].value), "{found:?}");
         let alone = of_bytes(&runs(&one), 10 * MILLI, &mut rng).0[0].value;
         assert!((found[0].value * 4.0 - alone).abs() < 0.2 * alone, "{alone} {found:?}");
+    }
+
+    #[test]
+    fn which_direction_a_bin_is_of_is_not_what_is_told() {
+        let mut rng = ChaCha8Rng::seed_from_u64(5);
+        let mut planted = |link: Link| -> Vec<Planted> {
+            (0..4).map(|block| link.block(block, 1, |_, _| true, &mut rng)).collect()
+        };
+        let (mut little, much) = (planted(Link::Constant), planted(Link::Jittered));
+        for one in &mut little {
+            let smaller =
+                one.payload.sights().iter().map(|sight| Sight { length: sight.length / 10, ..*sight });
+            one.payload = Trace::new(smaller.collect());
+        }
+        let other = runs(&much).into_iter().map(|run| Run { direction: 1, ..run });
+        let all: Vec<Run<'_>> = runs(&little).into_iter().chain(other).collect();
+        let (found, _) = of_bytes(&all, 10 * MILLI, &mut rng);
+        assert!(found[0].value < 0.03 && found[0].verdict() == Verdict::Met, "{found:?}");
     }
 
     #[test]
