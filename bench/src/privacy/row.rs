@@ -216,7 +216,7 @@ pub struct Late {
 pub struct Load {
     /// The defence.
     pub defence: &'static str,
-    /// Of the time of the processors that workers had for themselves, the share in which they were not idle.
+    /// Of the time of the processors that workers had for themselves, the share in which they had more to do than to stay awake.
     pub busy: f64,
 }
 

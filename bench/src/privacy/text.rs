@@ -135,7 +135,7 @@ pub(super) fn punctuality(report: &Report) -> Vec<(&'static str, String)> {
             let percent = load.busy * 100.0;
             let advice =
                 if load.busy > SATURATED { ": too busy for their slots, on this machine" } else { "" };
-            format!("; workers' processors not idle {percent:.1} % of the time{advice}")
+            format!("; workers' processors busy {percent:.1} % of the time{advice}")
         });
         format!("moments at which cells left over 1 µs late: {shares}{busy}")
     };
