@@ -1,5 +1,6 @@
 //! Which processor a measurement runs on, and with what priority.
 
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
@@ -77,6 +78,18 @@ pub fn on<T: Send>(cpu: usize, work: impl FnOnce() -> anyhow::Result<T> + Send) 
     })
 }
 
+/// Nanoseconds on a processor, from a thread's `schedstat` file.
+///
+/// # Errors
+/// Where the kernel does not tell.
+pub fn processor_time(schedstat: &Path) -> anyhow::Result<u64> {
+    let text = std::fs::read_to_string(schedstat).with_context(|| {
+        format!("cannot read {}; was the kernel built with SCHED_INFO?", schedstat.display())
+    })?;
+    let nanos = text.split_ascii_whitespace().next().and_then(|field| field.parse().ok());
+    nanos.with_context(|| format!("{} says {text:?}", schedstat.display()))
+}
+
 /// While it lives, processors that are never idle, though everything else goes before what keeps them awake. A hypervisor gives a
 /// processor that halted back when it likes; milliseconds later, where it has others to serve.
 #[derive(Debug)]
@@ -119,10 +132,7 @@ impl Awake {
     pub fn busy(&self) -> anyhow::Result<Option<f64>> {
         let mut spun = 0;
         for (_, thread) in &self.spinners {
-            let path = format!("/proc/self/task/{thread}/schedstat");
-            let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-            let nanos = text.split_ascii_whitespace().next().and_then(|field| field.parse::<u64>().ok());
-            spun += nanos.with_context(|| format!("{path} says {text:?}"))?;
+            spun += processor_time(Path::new(&format!("/proc/self/task/{thread}/schedstat")))?;
         }
         let all = self.since.elapsed().as_nanos() as f64 * self.spinners.len() as f64;
         Ok((all > 0.0).then(|| (1.0 - spun as f64 / all).clamp(0.0, 1.0)))

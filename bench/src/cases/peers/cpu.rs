@@ -21,6 +21,8 @@ use thread_priority::{
     thread_native_id,
 };
 
+use crate::cpu::processor_time;
+
 /// Where the hub runs.
 pub(super) const HUB_CORE: usize = 0;
 /// Where clients, traffic and everything else of this case run.
@@ -83,22 +85,13 @@ impl Threads {
                     continue;
                 }
                 // One that has just ended is missed by `watch`.
-                if let Ok(time) = nanos(&tasks.join(thread.to_string()).join("schedstat")) {
+                if let Ok(time) = processor_time(&tasks.join(thread.to_string()).join("schedstat")) {
                     times.insert(thread, time);
                 }
             }
         }
         Ok(times)
     }
-}
-
-/// Nanoseconds on a processor, from a `schedstat` file.
-fn nanos(schedstat: &Path) -> Result<u64> {
-    let text = std::fs::read_to_string(schedstat).with_context(|| {
-        format!("cannot read {}; was the kernel built with SCHED_INFO?", schedstat.display())
-    })?;
-    let nanos = text.split_ascii_whitespace().next().and_then(|field| field.parse().ok());
-    nanos.with_context(|| format!("{} says {text:?}", schedstat.display()))
 }
 
 /// Where the kernel tells of `ksoftirqd` of the hub's core.
@@ -126,7 +119,7 @@ struct Moment {
 
 impl Moment {
     fn now(threads: &Threads) -> Result<Self> {
-        let softirq = threads.softirq.as_deref().map_or(Ok(0), nanos)?;
+        let softirq = threads.softirq.as_deref().map_or(Ok(0), processor_time)?;
         Ok(Self { at: Instant::now(), threads: threads.times()?, softirq, idle: idle(HUB_CORE)? })
     }
 }
