@@ -127,20 +127,17 @@ const fn heading(status: Status) -> &'static str {
 /// Of each defence the share of late moments, node by node, and whether there was a processor's time for better.
 pub(super) fn punctuality(report: &Report) -> Vec<(&'static str, String)> {
     let of = |late: &[Late]| {
+        let defence = late.first()?.defence;
         let shares = late.iter().map(|late| format!("{} {:.1} %", late.node, late.share * 100.0));
-        let shares = shares.collect::<Vec<_>>().join(", ");
-        let load =
-            report.load.iter().find(|load| late.first().is_some_and(|late| late.defence == load.defence));
-        let busy = load.map_or_else(String::new, |load| {
-            let percent = load.busy * 100.0;
-            let advice =
-                if load.busy > SATURATED { ": too busy for their slots, on this machine" } else { "" };
-            format!("; workers' processors busy {percent:.1} % of the time{advice}")
-        });
-        format!("moments at which cells left over 1 µs late: {shares}{busy}")
+        let mut text = "moments at which cells left over 1 µs late: ".to_owned();
+        text += &shares.collect::<Vec<_>>().join(", ");
+        if let Some(Load { busy, .. }) = report.load.iter().find(|load| load.defence == defence) {
+            text += &format!("; workers' processors busy {:.1} % of the time", busy * 100.0);
+            text += if *busy > SATURATED { ": too busy for their slots, on this machine" } else { "" };
+        }
+        Some((defence, text))
     };
-    let defences = report.late.chunk_by(|a, b| a.defence == b.defence);
-    defences.filter_map(|late| Some((late.first()?.defence, of(late)))).collect()
+    report.late.chunk_by(|a, b| a.defence == b.defence).filter_map(of).collect()
 }
 
 /// Workers wait for each other more than for their slots where they leave less of a processor idle.

@@ -11,7 +11,7 @@ use crate::host::gaps::{self, Gaps, Seen, Wakes};
 use crate::host::link::Device;
 use crate::worker::LONGEST_LEAD;
 
-/// How long a core is watched.
+/// How long a core is watched; as long again where its worker sleeps.
 const WATCH: Duration = Duration::from_millis(500);
 /// A gap that the engine does not feel: cells are sealed that long before their slot (`engine::Limits::lead`).
 const LONGEST_GAP: Duration = Duration::from_micros(200);
@@ -75,16 +75,17 @@ pub(super) fn judge_all(plan: &Plan, interface: Option<&Interface>, report: &mut
         } else {
             judge_gaps(seen.map(|seen| seen.gaps), worker, &part, report);
         }
-        if let Some(seen) = seen.filter(|_| plan.poll == PollMode::Adaptive) {
-            judge_wakes(seen.wakes, &part, report);
+        if let Some(wakes) = seen.and_then(|seen| seen.wakes) {
+            judge_wakes(wakes, &part, report);
         }
     }
 }
 
 fn watch(plan: &Plan) -> Vec<Option<Seen>> {
+    let sleeps = plan.poll == PollMode::Adaptive;
     std::thread::scope(|scope| {
-        let watching: Vec<_> =
-            plan.workers.iter().map(|worker| scope.spawn(|| gaps::watch(worker.cpu, WATCH))).collect();
+        let watch = |worker: &WorkerPlace| gaps::watch(worker.cpu, WATCH, sleeps);
+        let watching: Vec<_> = plan.workers.iter().map(|worker| scope.spawn(move || watch(worker))).collect();
         watching.into_iter().map(|thread| thread.join().ok().flatten()).collect()
     })
 }

@@ -40,13 +40,13 @@ pub(crate) struct Wakes {
 pub(crate) struct Seen {
     /// Spinning.
     pub(crate) gaps: Gaps,
-    /// Sleeping.
-    pub(crate) wakes: Wakes,
+    /// Sleeping, where that was asked for.
+    pub(crate) wakes: Option<Wakes>,
 }
 
-/// Spins for `duration` on `cpu`, or wherever the scheduler puts it, and sleeps there by bits for as long. `None` where `cpu` may not
-/// be used.
-pub(crate) fn watch(cpu: Option<usize>, duration: Duration) -> Option<Seen> {
+/// Spins for `duration` on `cpu`, or wherever the scheduler puts it, and where it `sleeps`, does that there by bits for as long. `None`
+/// where `cpu` may not be used.
+pub(crate) fn watch(cpu: Option<usize>, duration: Duration, sleeps: bool) -> Option<Seen> {
     let look = move || {
         if let Some(cpu) = cpu {
             let mut set = CpuSet::new();
@@ -57,9 +57,7 @@ pub(crate) fn watch(cpu: Option<usize>, duration: Duration) -> Option<Seen> {
             sched_setaffinity(None, &set).ok()?;
         }
         let gaps = spin(duration);
-        // Without the right to it, what else runs makes wakes late, as it does a worker's.
-        let _ = ahead_of_all();
-        Some(Seen { gaps, wakes: sleep(duration) })
+        Some(Seen { gaps, wakes: sleeps.then(|| sleep(duration)) })
     };
     // On a thread of its own: the affinity goes with it.
     std::thread::Builder::new().name("gaps".to_owned()).spawn(look).ok()?.join().ok()?
@@ -82,8 +80,10 @@ fn spin(duration: Duration) -> Gaps {
     gaps
 }
 
-/// Sleeps until `duration` has passed.
+/// Sleeps by bits, as an adaptive worker does, until `duration` has passed.
 fn sleep(duration: Duration) -> Wakes {
+    // Without the right to it, what else runs makes wakes late, as it does a worker's.
+    let _ = ahead_of_all();
     let start = Instant::now();
     let mut late = Vec::new();
     loop {
@@ -97,11 +97,7 @@ fn sleep(duration: Duration) -> Wakes {
     late.sort_unstable();
     let count = late.len();
     let of = |place: usize| late.get(place).copied().unwrap_or_default();
-    Wakes {
-        count,
-        p99: of((count * 99 / 100).min(count.saturating_sub(1))),
-        longest: of(count.saturating_sub(1)),
-    }
+    Wakes { count, p99: of(count * 99 / 100), longest: of(count.saturating_sub(1)) }
 }
 
 #[cfg(test)]
@@ -110,10 +106,11 @@ mod tests {
 
     #[test]
     fn looks_as_long_as_asked_and_nowhere_else() {
-        let Seen { gaps, wakes } = watch(None, Duration::from_millis(5)).expect("any CPU will do");
+        let Seen { gaps, wakes } = watch(None, Duration::from_millis(5), true).expect("any CPU will do");
+        let wakes = wakes.expect("it was asked for");
         assert!(wakes.count > 0 && wakes.p99 <= wakes.longest, "{wakes:?}");
         assert!(gaps.watched >= Duration::from_millis(5));
         assert!(gaps.lost <= gaps.watched && gaps.longest <= gaps.lost);
-        assert_eq!(watch(Some(CpuSet::MAX_CPU), Duration::ZERO), None);
+        assert_eq!(watch(Some(CpuSet::MAX_CPU), Duration::ZERO, false), None);
     }
 }
